@@ -1,0 +1,62 @@
+"""Names of things: nodes, packets, versions, and the key under which custody is held."""
+
+from __future__ import annotations
+
+import random
+import re
+import uuid
+from dataclasses import dataclass
+from typing import NewType
+
+NodeId = NewType("NodeId", str)
+"""A node's name, bound to its Ed25519 key: 1-64 of letters, digits, '.', '_', '-'."""
+
+PacketId = NewType("PacketId", str)
+"""UUIDv7 in canonical text form."""
+
+Version = NewType("Version", str)
+"""Content hash (BLAKE3, 64 hex digits) of a model's tensors."""
+
+NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def node_id(text: str) -> NodeId:
+    """Return `text` as a node id.
+
+    Raises:
+        ValueError: If it is not 1-64 letters, digits, '.', '_' or '-'.
+    """
+    if not NODE_ID.fullmatch(text):
+        raise ValueError(
+            f"node id {text!r}: allowed are 1-64 letters, digits, '.', '_', '-', "
+            "the first a letter or digit"
+        )
+    return NodeId(text)
+
+
+def new_packet_id(created_ms: int, rng: random.Random) -> PacketId:
+    """Return a UUIDv7 (RFC 9562, section 5.7) from a time in milliseconds and `rng`."""
+    value = (created_ms & (1 << 48) - 1) << 80
+    value |= 0x7 << 76 | rng.getrandbits(12) << 64
+    value |= 0b10 << 62 | rng.getrandbits(62)
+    return PacketId(str(uuid.UUID(int=value)))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class CustodyKey:
+    """What custody is keyed by: a packet may revisit a node, so the hop belongs to it.
+
+    `epoch` starts at 0 and rises when a spare copy is regenerated; of two copies of one
+    packet the one with the higher epoch is the living one.
+    """
+
+    packet: PacketId
+    hop: int
+    epoch: int = 0
+
+    def next(self) -> CustodyKey:
+        """Return the key this packet has at its next node."""
+        return CustodyKey(self.packet, self.hop + 1, self.epoch)
+
+    def __str__(self) -> str:
+        return f"{self.packet}.{self.hop}.{self.epoch}"

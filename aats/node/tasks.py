@@ -1,0 +1,138 @@
+"""Work that a node core asks its shell to do, and what comes back. No tensors in here.
+
+A task is run outside the event loop (live) or in line on the virtual clock (simulated), by the
+same function `aats.roles.runner.run_task(task, context)`. Every outcome comes back as a
+`TaskFinished` or `TaskFailed` event.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from aats.ids import NodeId
+from aats.messages import ProbeAsk, ProbeReply, ProbeScores, Samples
+from aats.packet import Header, SkillEstimate
+from aats.payload import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class VisitTask:
+    """Let the packet's method work on this node's data (WORK and ASSESS)."""
+
+    header: Header
+    data_of: NodeId
+    """Whose data: this node's, or those of a node that entrusted them to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class VisitResult:
+    """What a visit did. The new tensors lie in the shell's store under the packet's key."""
+
+    manifest: Manifest
+    """Of the payload as it leaves (unchanged if nothing was trained or all was rolled back)."""
+    estimates: tuple[SkillEstimate, ...]
+    """On the packet's reference set and on local held-out data, for the new version."""
+    action: str
+    """"train" or "rolled-back"."""
+    note: str = ""
+    gain: float = 0.0
+    """Change of the mean capped skill value (value / target, at most 1) on the reference set."""
+    steps: int = 0
+    samples: int = 0
+    loss_before: float = 0.0
+    loss_after: float = 0.0
+    labels_used: dict[str, list[float]] = field(default_factory=dict)
+    trained: dict[str, float] = field(default_factory=dict)
+    """The method's numbers for the header (replaces `Header.trained`)."""
+    flops: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTask:
+    """Score a packet's model on this node's minibatch, or on `batch` that another node sent."""
+
+    ask: ProbeAsk
+    batch: ProbeReply | None = None
+    header: Header | None = None
+    """Set when the packet itself is here and its model is in the store (scoring a batch)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTask:
+    """Draw a raw minibatch to hand out (probe mode minibatch)."""
+
+    ask: ProbeAsk
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """Outcome of a `ProbeTask` (scores) or a `BatchTask` (reply with samples)."""
+
+    reply: ProbeReply
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyTask:
+    """Measure the packet's model on this MPVU's test set."""
+
+    header: Header
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """Unsigned verdict: one estimate per target skill; the core signs."""
+
+    estimates: tuple[SkillEstimate, ...]
+    test_set: str = ""
+    """Content hash of the test set, for the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContributeTask:
+    """Choose the samples this node gives away for `purpose` ("verify" or "train")."""
+
+    purpose: str
+    to: NodeId
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContributeResult:
+    """The samples chosen, ready to send."""
+
+    samples: Samples
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptTask:
+    """Add samples another node gave us to our test set or to the data we work on for it."""
+
+    giver: NodeId
+    samples: Samples
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptResult:
+    """The samples are kept (False: refused, e.g. an outlier site; see note)."""
+
+    accepted: bool
+    note: str = ""
+
+
+Task = VisitTask | ProbeTask | BatchTask | VerifyTask | ContributeTask | AdoptTask
+Result = VisitResult | ProbeResult | VerifyResult | ContributeResult | AdoptResult
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """What a task cost, as the shell measured (live) or computed (simulated) it."""
+
+    seconds: float = 0.0
+    joules: float = 0.0
+
+
+__all__ = [
+    "AdoptResult", "AdoptTask", "BatchTask", "ContributeResult", "ContributeTask",
+    "ProbeResult", "ProbeScores", "ProbeTask", "Result", "Spending", "Task", "VerifyResult",
+    "VerifyTask", "VisitResult", "VisitTask",
+]  # fmt: skip

@@ -1,0 +1,252 @@
+"""The AI packet: a header with a return address and no destination (DA-ITN IV).
+
+The header has two parts. The *mandate* is what the owner wants; the owner signs it once and
+nobody changes it. The rest is the packet's state on its way; the node that holds it signs the
+whole header when it hands the packet on. Tensors travel beside it (`aats.payload`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from aats.ids import CustodyKey, NodeId, PacketId, Version
+from aats.lineage import Record
+from aats.payload import Manifest
+
+JOURNAL_LENGTH = 128
+"""Visits kept in the header; `Header.chain` has the whole story. Bounds the header's size."""
+
+
+class PacketKind(StrEnum):
+    """What the packet carries: a model to train, a query to answer, a model to deploy."""
+
+    TRAIN = "train"
+    QUERY = "query"
+    DEPLOY = "deploy"
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A plug-in by entry-point name, with its parameters (JSON values only)."""
+
+    name: str
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One line of a requirement: this skill, by this metric, at least this value."""
+
+    skill: str
+    value: float
+    metric: str = "accuracy"
+    verifier: str = "mpvu"
+    """Who must have said so: "mpvu" (any MPVU, signed) or "any" (an own estimate will do)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What has been, or may be, spent. As a budget, infinity is "as much as needed"."""
+
+    hops: float = 0.0
+    seconds: float = 0.0
+    bytes: float = 0.0
+    joules: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.hops + other.hops,
+            self.seconds + other.seconds,
+            self.bytes + other.bytes,
+            self.joules + other.joules,
+        )
+
+    def exceeds(self, budget: Cost) -> bool:
+        """Return whether any part is above the budget's."""
+        return (
+            self.hops > budget.hops
+            or self.seconds > budget.seconds
+            or self.bytes > budget.bytes
+            or self.joules > budget.joules
+        )
+
+
+UNLIMITED = Cost(float("inf"), float("inf"), float("inf"), float("inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The return address: the node the packet comes home to, and its Ed25519 public key."""
+
+    node: NodeId
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How to build the module the tensors belong to: a registry name and its config."""
+
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+class EstimateSource(StrEnum):
+    """Where a skill estimate comes from, least trusted first."""
+
+    LOCAL = "local"
+    """A node's own held-out data."""
+    REFERENCE = "reference"
+    """The small trusted set that the packet carries."""
+    MPVU = "mpvu"
+    """A verification unit's signed verdict."""
+
+
+@dataclass(frozen=True, slots=True)
+class SkillEstimate:
+    """The latest estimate of one skill: value with a 95 % interval, on n samples, by whom."""
+
+    skill: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    by: NodeId
+    source: EstimateSource
+    version: Version
+    """The model version that was measured."""
+    signature: bytes = b""
+    """The MPVU's Ed25519 signature over the verdict (`aats.ledger.record.verdict_bytes`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class VisitEntry:
+    """One line of the journal: a stop, and what came of it."""
+
+    node: NodeId
+    hop: int
+    action: str
+    """"train", "verify", "refused" or "rolled-back"."""
+    gain: float
+    """Change of the mean capped skill on trusted data (0 where nothing was trained)."""
+    samples: int
+    advert_data_seq: int
+    """The node's data-advert version at that time: a node that hurt is avoided until it changes."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mandate:
+    """What the owner wants, signed once by the owner. There is no destination in it."""
+
+    id: PacketId
+    kind: PacketKind
+    owner: Owner
+    created: float
+    """Unix seconds (virtual seconds in the simulated world)."""
+    deadline: float
+    """Unix seconds after which the packet goes home whatever it has; infinity for none."""
+    requirement: tuple[Target, ...]
+    budget: Cost
+    architecture: Architecture
+    method: Plugin
+    policy: Plugin
+    seed: int
+    label: str = ""
+    """A name for people."""
+    signature: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The header of an AI packet: the mandate and the packet's state on its way."""
+
+    mandate: Mandate
+    hop: int = 0
+    """Custody moves so far (links travelled)."""
+    epoch: int = 0
+    spent: Cost = Cost()
+    skills: tuple[SkillEstimate, ...] = ()
+    """At most one per (skill, source)."""
+    version: Version = Version("")
+    """Content hash of the `model.` tensors in the manifest."""
+    base: Version = Version("")
+    """The version the packet left its owner with."""
+    chain: tuple[Record, ...] = ()
+    """The packet's whole signed history, oldest first; hash-linked, so any node can check it."""
+    probe_bytes: float = 0.0
+    """Part of `spent.bytes` that went into probes."""
+    journal: tuple[VisitEntry, ...] = ()
+    labels_used: dict[str, list[float]] = field(default_factory=dict)
+    """Per skill, samples of each class trained on so far (Tram-FL's cumulative counts)."""
+    trained: dict[str, float] = field(default_factory=dict)
+    """Method state that is a number: e.g. {"visits": 7, "cycle": 1}."""
+    manifest: Manifest = Manifest()
+    itinerary: tuple[NodeId, ...] = ()
+    """Only if one was computed centrally; empty for a packet that steers itself."""
+    holder: NodeId = NodeId("")
+    """Who signed this state."""
+    signature: bytes = b""
+
+    @property
+    def lineage(self) -> str:
+        """Id of the last ledger record, "" before the first."""
+        return self.chain[-1].id if self.chain else ""
+
+    @property
+    def id(self) -> PacketId:
+        """The packet's id."""
+        return self.mandate.id
+
+    @property
+    def key(self) -> CustodyKey:
+        """The key of custody for this copy."""
+        return CustodyKey(self.mandate.id, self.hop, self.epoch)
+
+    @property
+    def hops_left(self) -> float:
+        """Hops left of the budget (TTL)."""
+        return self.mandate.budget.hops - self.spent.hops
+
+    def estimate(self, target: Target) -> SkillEstimate | None:
+        """Return the most trusted estimate for a target, whatever version it measured."""
+        rank = {source: i for i, source in enumerate(EstimateSource)}
+        found = [s for s in self.skills if s.skill == target.skill and s.metric == target.metric]
+        return max(found, key=lambda s: rank[s.source], default=None)
+
+    def belief(self, target: Target) -> float | None:
+        """Return the newest value believed for a target: of this version, most trusted first."""
+        found = [s for s in self.skills if s.skill == target.skill and s.metric == target.metric]
+        rank = {source: i for i, source in enumerate(EstimateSource)}
+        current = [s for s in found if s.version == self.version] or found
+        best = max(current, key=lambda s: rank[s.source], default=None)
+        return best.value if best else None
+
+    def met(self, target: Target) -> bool:
+        """Return whether a target is met by this very version, by whom it must be."""
+        wanted = {EstimateSource.MPVU} if target.verifier == "mpvu" else set(EstimateSource)
+        return any(
+            s.skill == target.skill
+            and s.metric == target.metric
+            and s.version == self.version
+            and s.source in wanted
+            and s.value >= target.value
+            for s in self.skills
+        )
+
+    @property
+    def requirement_met(self) -> bool:
+        """Whether every target is met."""
+        return all(self.met(t) for t in self.mandate.requirement)
+
+    def with_estimates(self, new: tuple[SkillEstimate, ...]) -> Header:
+        """Return the header with estimates of the same (skill, metric, source) replaced."""
+        fresh = {(s.skill, s.metric, s.source) for s in new}
+        kept = tuple(s for s in self.skills if (s.skill, s.metric, s.source) not in fresh)
+        return replace(self, skills=kept + new)
+
+    def with_visit(self, entry: VisitEntry) -> Header:
+        """Return the header with one more line in the journal (the oldest falls off)."""
+        return replace(self, journal=(*self.journal, entry)[-JOURNAL_LENGTH:])

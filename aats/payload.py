@@ -1,0 +1,196 @@
+"""The payload of a packet: raw tensors in one 64-byte-aligned arena, and their manifest.
+
+The manifest travels in the header; the arena is cut into chunks by the transport. A tensor is
+known by the BLAKE3 digest of its bytes, so a tensor that the receiver holds is not sent again.
+The content hash of a set of tensors (name, dtype, shape, digest of each, in order) is a
+version; the version of a model is that of its `model.` tensors.
+
+Name prefixes: `model.` the weights; `ref.<skill>.x|y` the small trusted set the owner sent
+along; `state.` what a method carries on; `policy.` a policy's own weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+import blake3
+import numpy as np
+import numpy.typing as npt
+
+from aats.errors import WireError
+from aats.ids import Version
+
+ALIGNMENT = 64
+"""Bytes; a cache line, and enough for every SIMD load."""
+MAX_TENSORS = 16_384
+MAX_RANK = 8
+MAX_NAME = 256
+MODEL = "model."
+REFERENCE = "ref."
+STATE = "state."
+
+ITEM_SIZE = {
+    "f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1,
+    "bool": 1,
+}  # fmt: skip
+"""Whitelisted dtypes, little-endian, and their size in bytes."""
+
+NUMPY_DTYPE = {
+    "f64": "<f8", "f32": "<f4", "f16": "<f2", "i64": "<i8", "i32": "<i4", "i16": "<i2",
+    "i8": "|i1", "u8": "|u1", "bool": "|b1",
+    "bf16": "<u2",  # NumPy has no bfloat16: raw bits
+}  # fmt: skip
+_NAME_OF = {np.dtype(v): k for k, v in NUMPY_DTYPE.items() if k != "bf16"}
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor: name, dtype (a key of `ITEM_SIZE`), shape, place in the arena, digest."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The tensors of a payload in arena order.
+
+    Raises:
+        WireError: From `check`, naming the tensor and what is wrong with it.
+    """
+
+    tensors: tuple[TensorSpec, ...] = ()
+    total: int = 0
+    """Size of the arena in bytes."""
+
+    def check(self, *, limit_bytes: int) -> None:
+        """Check everything a stranger may have got wrong, before a byte is allocated.
+
+        Raises:
+            WireError: On an unknown dtype, a size that does not fit the shape, offsets that
+                overlap, are unaligned or out of range, or a total above `limit_bytes`.
+        """
+        if self.total > limit_bytes or self.total < 0:
+            raise WireError(f"manifest: total {self.total} bytes, allowed are 0-{limit_bytes}")
+        if len(self.tensors) > MAX_TENSORS:
+            raise WireError(f"manifest: {len(self.tensors)} tensors, allowed are {MAX_TENSORS}")
+        end, names = 0, set()
+        for t in self.tensors:
+            place = f"manifest: tensor {t.name[:MAX_NAME]!r}"
+            if t.dtype not in ITEM_SIZE:
+                raise WireError(f"{place}: dtype {t.dtype!r}, allowed are {', '.join(ITEM_SIZE)}")
+            if len(t.name) > MAX_NAME or t.name in names:
+                raise WireError(f"{place}: name too long or repeated")
+            if len(t.shape) > MAX_RANK or any(d < 0 for d in t.shape):
+                raise WireError(f"{place}: shape {t.shape}, allowed are up to {MAX_RANK} sizes >= 0")
+            if prod(t.shape) * ITEM_SIZE[t.dtype] != t.size:
+                raise WireError(f"{place}: {t.size} bytes do not fit {t.dtype}{list(t.shape)}")
+            if t.offset < end or t.offset % ALIGNMENT or t.offset + t.size > self.total:
+                raise WireError(f"{place}: offset {t.offset} overlaps, is unaligned or outside")
+            if len(t.digest) != 32:
+                raise WireError(f"{place}: digest of {len(t.digest)} bytes, must be 32")
+            end = t.offset + t.size
+            names.add(t.name)
+
+    def version(self, prefix: str = "") -> Version:
+        """Return the content hash of the tensors whose name starts with `prefix`."""
+        root = blake3.blake3()
+        for t in self.tensors:
+            if t.name.startswith(prefix):
+                root.update(f"{t.name}\0{t.dtype}\0{','.join(map(str, t.shape))}\0".encode())
+                root.update(t.digest)
+        return Version(root.hexdigest())
+
+    def missing(self, known: Iterable[bytes]) -> tuple[TensorSpec, ...]:
+        """Return the tensors whose digest is not among `known`."""
+        have = set(known)
+        return tuple(t for t in self.tensors if t.digest not in have)
+
+
+def layout(arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> Manifest:
+    """Return the manifest (digests empty) for name -> (dtype, shape), in the given order."""
+    specs, end = [], 0
+    for name, (dtype, shape) in arrays.items():
+        offset = -(-end // ALIGNMENT) * ALIGNMENT
+        size = prod(shape) * ITEM_SIZE[dtype]
+        specs.append(TensorSpec(name, dtype, shape, offset, size, b""))
+        end = offset + size
+    return Manifest(tuple(specs), end)
+
+
+def digest(data: memoryview | bytes | Array) -> bytes:
+    """Return the 32-byte BLAKE3 digest of a buffer."""
+    return blake3.blake3(data).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A manifest and the arena it describes.
+
+    `arena` is any writable or read-only buffer of `manifest.total` bytes (bytearray, mmap,
+    uint8 array). It must not change while a transfer reads it.
+    """
+
+    manifest: Manifest = Manifest()
+    arena: memoryview = field(default_factory=lambda: memoryview(b""))
+
+    def bytes_of(self, spec: TensorSpec) -> memoryview:
+        """Return the bytes of one tensor as a view."""
+        return self.arena[spec.offset : spec.offset + spec.size]
+
+    def array(self, spec: TensorSpec) -> Array:
+        """Return one tensor as a NumPy view (bf16 as raw uint16)."""
+        flat = np.frombuffer(self.bytes_of(spec), dtype=NUMPY_DTYPE[spec.dtype])
+        return flat.reshape(spec.shape)
+
+    def arrays(self, prefix: str = "") -> dict[str, Array]:
+        """Return the tensors whose name starts with `prefix`, as views, prefix kept."""
+        return {
+            t.name: self.array(t) for t in self.manifest.tensors if t.name.startswith(prefix)
+        }
+
+    def verify(self) -> None:
+        """Check every digest.
+
+        Raises:
+            WireError: Naming the first tensor whose bytes do not fit its digest.
+        """
+        for t in self.manifest.tensors:
+            if digest(self.bytes_of(t)) != t.digest:
+                raise WireError(f"payload: tensor {t.name!r} does not fit its digest")
+
+
+def pack(arrays: Mapping[str, Array], *, dtypes: Mapping[str, str] | None = None) -> Payload:
+    """Copy arrays into one fresh arena and return it with its manifest.
+
+    Args:
+        arrays: Name -> array, in the order they shall have.
+        dtypes: Overrides for dtypes NumPy lacks (`{"model.w": "bf16"}` on uint16 bits).
+
+    Raises:
+        KeyError: If a dtype is not whitelisted.
+    """
+    named = dtypes or {}
+    plan = {
+        name: (named.get(name) or _NAME_OF[np.dtype(a.dtype).newbyteorder("<")], tuple(a.shape))
+        for name, a in arrays.items()
+    }
+    empty = layout(plan)
+    arena = memoryview(bytearray(empty.total))
+    payload = Payload(empty, arena)
+    specs = []
+    for spec in empty.tensors:
+        np.copyto(payload.array(spec), np.ascontiguousarray(arrays[spec.name]).view(NUMPY_DTYPE[spec.dtype]).reshape(spec.shape))
+        specs.append(
+            TensorSpec(spec.name, spec.dtype, spec.shape, spec.offset, spec.size,
+                       digest(payload.bytes_of(spec)))
+        )  # fmt: skip
+    return Payload(Manifest(tuple(specs), empty.total), arena)
