@@ -11,7 +11,7 @@ from typing import Any
 
 from aats.ids import CustodyKey, NodeId
 from aats.lineage import Record
-from aats.messages import Message
+from aats.messages import Message, Relay
 from aats.node.events import CustodyRow
 from aats.node.tasks import Task
 from aats.packet import Header
@@ -24,6 +24,19 @@ class SendMessage:
 
     to: NodeId
     message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class SendProbe:
+    """Fill a relayed `ProbeAsk` with the model and reference tensors of a packet, and send it.
+
+    The shell packs the `model.` and `ref.` tensors of the payload stored under `source` into
+    `ask.manifest` and `ask.tensors`; the rest is `SendMessage`.
+    """
+
+    to: NodeId
+    relay: Relay
+    source: CustodyKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +133,6 @@ class Trace:
 
 
 Command = (
-    SendMessage | ExpectPacket | SendPacket | CancelTransfer | SaveCustody | DropCustody
-    | SaveState | RunTask | CancelTask | DeliverPacket | Trace
+    SendMessage | SendProbe | ExpectPacket | SendPacket | CancelTransfer | SaveCustody
+    | DropCustody | SaveState | RunTask | CancelTask | DeliverPacket | Trace
 )  # fmt: skip

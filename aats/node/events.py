@@ -18,6 +18,8 @@ class Started:
     incarnation: int
     rows: tuple[CustodyRow, ...] = ()
     state: dict[str, bytes] | None = None
+    seen: tuple[CustodyKey, ...] = ()
+    """Keys of copies that had been here and are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
