@@ -1,0 +1,1 @@
+"""Gymnasium environments in which routing policies learn; import name `aats_envs`."""
