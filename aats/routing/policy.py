@@ -17,17 +17,15 @@ import numpy.typing as npt
 
 from aats.ids import NodeId
 from aats.messages import ProbeScores
+from aats.topology.stops import Candidate, StopKind, Topology
+
+__all__ = [
+    "BoolArray", "Candidate", "Choice", "FloatArray", "Observation", "Phase", "RoutePolicy",
+    "StopKind", "Topology",
+]  # fmt: skip
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
-
-
-class StopKind(StrEnum):
-    """What a candidate stop would be visited for."""
-
-    DATA = "data"
-    MPVU = "mpvu"
-    HOME = "home"
 
 
 class Phase(StrEnum):
@@ -42,51 +40,11 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A possible next stop as the packet's topology (DRRT) shows it."""
-
-    node: NodeId
-    """Whose data, or which MPVU or owner."""
-    kind: StopKind
-    path: tuple[NodeId, ...]
-    """Links to the stop, first link first; the last element is where the packet stops
-    (`node`, or the compute node it trusts)."""
-    transfer_s: float
-    """Estimated seconds to move this packet there along the path."""
-    compute_s: float
-    """Estimated seconds of work there, its queue included."""
-    samples: dict[str, int] = field(default_factory=dict)
-    """Per wanted skill, training samples advertised."""
-    labels: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Per wanted skill, the advertised histogram; a skill is absent where it is withheld."""
-    quality: float = 1.0
-    """Sample-weighted mean of the advertised quality."""
-    freshness_s: float = 0.0
-    age_s: float = 0.0
-    """Of the advert."""
-    visits: int = 0
-    """By this packet, from its journal."""
-    hops_since: int = -1
-    """Hops since the last visit, -1 for never."""
-    last_gain: float = 0.0
-    hurt: bool = False
-    """The last visit lowered trusted skill and the node's data have not changed since."""
-    probe_allowed: bool = True
-    data_seq: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Topology:
-    """One packet's knowledge, resource and reachability topology (DRRT), cut from the map."""
-
-    here: NodeId
-    candidates: tuple[Candidate, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Observation:
-    """What a policy sees. `features[i]` describes `candidates[i]`; rows past their number are
-    zero and masked."""
+    """What a policy sees.
+
+    `features[i]` describes `candidates[i]`; rows past their number are zero and masked.
+    """
 
     features: FloatArray
     """[K, F], columns named by `observe.FEATURES`."""
@@ -103,7 +61,11 @@ class Observation:
     labels_used: dict[str, tuple[float, ...]]
     """Per skill, samples of each class trained on so far."""
     hop: int
-    """Visits so far by this packet."""
+    """Visits to data nodes so far by this packet."""
+    visited: tuple[NodeId, ...] = ()
+    """Whose data the packet visited, newest last; as long as the journal remembers."""
+    seed: int = 0
+    """The packet's own: what must be the same at every stop is drawn from it."""
 
     def legal(self) -> list[int]:
         """Return the indices of the legal candidates."""

@@ -1,0 +1,180 @@
+"""One packet's data, resource and reachability topology (DA-ITN DRRT): a query over the map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from aats.advert import Advert, DataAdvert, ProbeMode, Role
+from aats.ids import NodeId
+from aats.packet import Header, VisitEntry
+from aats.topology.map import GlobalMap
+from aats.topology.stops import Candidate, StopKind, Topology
+
+HEADER_BYTES = 4096
+"""What a header adds to a move, roughly."""
+HURT_GAIN = -0.1
+"""A visit that changed the mean capped skill by less than this hurt. Less than that is what an
+honest but one-sided node costs, and what a small reference set cannot tell from chance."""
+
+
+def cut(
+    map: GlobalMap, header: Header, here: NodeId, now: float, *, max_age_s: float = 120.0
+) -> Topology:
+    """Return the stops that make sense for a packet, with what is known of each.
+
+    Data nodes count if they hold a wanted skill in the packet's schema, take a packet of its
+    size, and they or the compute node they trust can be reached and can compute. Adverts older
+    than `max_age_s` do not count. The owner is always the last candidate; out of reach it has
+    `transfer_s` infinity. An empty path with a finite `transfer_s` means staying.
+
+    Returns:
+        Candidates in order of kind (data, MPVU, home) and then of node id.
+    """
+    query = _Query(map, header, here, now, max_age_s)
+    data: list[Candidate] = []
+    mpvus: list[Candidate] = []
+    for advert in map.adverts():
+        if query.is_fresh(advert.origin) and header.manifest.total <= _limit(advert):
+            data.extend(query.data_stop(advert))
+            mpvus.extend(query.mpvu_stop(advert))
+    return Topology(here, (*data, *mpvus, query.home()))
+
+
+def wanted_skills(header: Header) -> tuple[str, ...]:
+    """Return the skills of the requirement, each once."""
+    return tuple(dict.fromkeys(target.skill for target in header.mandate.requirement))
+
+
+def data_seq(data: Iterable[DataAdvert], skills: Iterable[str]) -> int:
+    """Return a number that grows whenever a node's data for one of these skills change."""
+    wanted = set(skills)
+    return sum(item.seq for item in data if item.skill in wanted)
+
+
+def is_data_visit(entry: VisitEntry) -> bool:
+    """Return whether a journal line is about a node's data (and not about a verdict)."""
+    return entry.action != "verify"
+
+
+def _limit(advert: Advert) -> int:
+    return advert.policy.max_packet_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """What the journal says of one node."""
+
+    visits: int = 0
+    hops_since: int = -1
+    last_gain: float = 0.0
+    last: VisitEntry | None = None
+    trust: float = 1.0
+
+
+class _Query:
+    """The parts of a cut; holds what they share."""
+
+    def __init__(
+        self, map: GlobalMap, header: Header, here: NodeId, now: float, max_age_s: float
+    ) -> None:
+        self.map, self.header, self.here = map, header, here
+        self.now, self.max_age_s = now, max_age_s
+        self.size_bytes = header.manifest.total + HEADER_BYTES
+        self.seconds = map.distances(here, self.size_bytes)
+        self.skills = wanted_skills(header)
+        schemas = header.mandate.architecture.config.get("schemas")
+        self.schemas = schemas if isinstance(schemas, dict) else {}
+
+    def is_fresh(self, node: NodeId) -> bool:
+        return self.map.age_s(node, self.now) <= self.max_age_s
+
+    def data_stop(self, advert: Advert) -> Iterator[Candidate]:
+        wanted = [item for item in advert.data if self._wants(item)]
+        if Role.DATA not in advert.roles or not wanted:
+            return
+        stop = wanted[0].delegate or advert.origin
+        wanted = [item for item in wanted if (item.delegate or advert.origin) == stop]
+        host = self.map.advert(stop)
+        if host is None or stop not in self.seconds or not self.is_fresh(stop):
+            return
+        speed = host.compute.samples_per_s
+        if not speed > 0 or self.header.manifest.total > _limit(host):
+            return
+        samples = {item.skill: item.samples for item in wanted}
+        total = sum(samples.values())
+        seq = data_seq(advert.data, self.skills)
+        past = self._past(advert.origin, is_data=True)
+        yield Candidate(
+            node=advert.origin,
+            kind=StopKind.DATA,
+            path=self._path(stop),
+            transfer_s=self.seconds[stop],
+            compute_s=total / speed * (1 + max(0, host.compute.queue)),
+            samples=samples,
+            labels={item.skill: item.labels for item in wanted if item.labels},
+            quality=sum(item.quality * item.samples for item in wanted) / total,
+            freshness_s=min(item.freshness_s for item in wanted),
+            age_s=self.map.age_s(advert.origin, self.now),
+            visits=past.visits,
+            hops_since=past.hops_since,
+            last_gain=past.last_gain,
+            hurt=_has_hurt(past.last, seq),
+            probe_allowed=advert.policy.probe is not ProbeMode.NONE,
+            data_seq=seq,
+            trust=past.trust,
+        )
+
+    def mpvu_stop(self, advert: Advert) -> Iterator[Candidate]:
+        if Role.MPVU in advert.roles and advert.origin in self.seconds:
+            yield self._plain(advert.origin, StopKind.MPVU, self.seconds[advert.origin])
+
+    def home(self) -> Candidate:
+        owner = self.header.mandate.owner.node
+        return self._plain(owner, StopKind.HOME, self.seconds.get(owner, math.inf))
+
+    def _wants(self, item: DataAdvert) -> bool:
+        schema = self.schemas.get(item.skill, item.schema)
+        return item.skill in self.skills and item.samples > 0 and schema == item.schema
+
+    def _plain(self, node: NodeId, kind: StopKind, transfer_s: float) -> Candidate:
+        past = self._past(node, is_data=False)
+        age_s = self.map.age_s(node, self.now)
+        return Candidate(
+            node=node,
+            kind=kind,
+            path=self._path(node),
+            transfer_s=transfer_s,
+            compute_s=0.0,
+            age_s=min(age_s, self.max_age_s),
+            visits=past.visits,
+            hops_since=past.hops_since,
+            probe_allowed=False,
+            trust=past.trust,
+        )
+
+    def _path(self, stop: NodeId) -> tuple[NodeId, ...]:
+        return self.map.path(self.here, stop, self.size_bytes)
+
+    def _past(self, node: NodeId, *, is_data: bool) -> _Past:
+        entries = [
+            e for e in self.header.journal if e.node == node and is_data_visit(e) is is_data
+        ]
+        if not entries:
+            return _Past()
+        last = entries[-1]
+        bad = sum(e.action in ("refused", "rolled-back") for e in entries)
+        return _Past(
+            visits=len(entries),
+            hops_since=max(0, self.header.hop - last.hop),
+            last_gain=last.gain,
+            last=last,
+            trust=(1 + len(entries) - bad) / (1 + len(entries)),
+        )
+
+
+def _has_hurt(last: VisitEntry | None, seq: int) -> bool:
+    if last is None or last.advert_data_seq != seq:
+        return False
+    return last.action == "rolled-back" or last.gain < HURT_GAIN
