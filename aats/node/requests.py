@@ -1,0 +1,179 @@
+"""Requests between nodes that are no neighbours: probes asked and answered, samples given.
+
+They travel as `Relay` messages, forwarded by the map; they may be lost, and whoever asked asks
+again or does without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from aats.advert import ProbeMode
+from aats.ids import CustodyKey, NodeId
+from aats.messages import ProbeAsk, ProbeReply, Relay, RelayBody, Samples, SamplesAck
+from aats.node.commands import SendProbe
+from aats.node.desk import Desk
+from aats.node.tasks import (
+    AdoptResult,
+    AdoptTask,
+    BatchTask,
+    ContributeResult,
+    ContributeTask,
+    ProbeResult,
+    ProbeTask,
+    Result,
+)
+
+RELAY_TTL = 64
+"""Links a request may cross; far above the diameter of any area."""
+RELAY_BYTES = 400
+"""Size of a request without tensors, for the packet's account."""
+MAX_ANSWERING = 32
+"""Requests worked on at a time; further ones are refused, not queued without bound."""
+
+ReplyHandler = Callable[[str, NodeId, ProbeReply], None]
+
+
+class Requests:
+    """Asks, answers and forwards requests for one node."""
+
+    def __init__(self, desk: Desk, on_reply: ReplyHandler) -> None:
+        self._desk = desk
+        self._on_reply = on_reply
+        self._given: dict[tuple[str, NodeId], int] = {}
+        """(purpose, receiver) -> incarnation that has acknowledged our samples."""
+        self._giving: set[tuple[str, NodeId]] = set()
+        self._answering = 0
+
+    # --- asking ---
+
+    def ask_probe(self, request: str, to: NodeId, ask: ProbeAsk, source: CustodyKey) -> float:
+        """Send a probe; return the bytes it puts on all links, or 0 if there is no way.
+
+        The tensors are left out where the candidate hands out a minibatch instead.
+        """
+        path = self._desk.map.path(self._desk.node, to, 0)
+        if not path or path[0] not in self._desk.neighbours:
+            return 0.0
+        relay = Relay(self._desk.node, to, request, RELAY_TTL, ask)
+        advert = self._desk.map.advert(to)
+        if advert and advert.policy.probe is ProbeMode.MINIBATCH:
+            self._desk.send(path[0], relay)
+            return RELAY_BYTES * len(path)
+        self._desk.emit(SendProbe(path[0], relay, source))
+        return RELAY_BYTES * len(path)
+
+    # --- receiving ---
+
+    def receive(self, relay: Relay) -> None:
+        """Forward a request, or take it in if it is for us."""
+        if relay.dst != self._desk.node:
+            self._forward(relay)
+            return
+        match relay.body:
+            case ProbeAsk():
+                self._answer_probe(relay, relay.body)
+            case ProbeReply():
+                self._on_reply(relay.request, relay.src, relay.body)
+            case Samples():
+                self._adopt(relay, relay.body)
+            case SamplesAck(purpose=purpose, incarnation=incarnation):
+                self._given[purpose, relay.src] = incarnation
+                self._giving.discard((purpose, relay.src))
+                self._desk.timers.cancel(("give", purpose, relay.src))
+
+    def _forward(self, relay: Relay) -> None:
+        if relay.ttl > 0:
+            self._route(replace(relay, ttl=relay.ttl - 1))
+
+    def _route(self, relay: Relay) -> None:
+        path = self._desk.map.path(self._desk.node, relay.dst, 0)
+        if path:
+            self._desk.send(path[0], relay)
+
+    def _reply(self, relay: Relay, body: RelayBody) -> None:
+        self._route(Relay(self._desk.node, relay.src, relay.request, RELAY_TTL, body))
+
+    def _answer_probe(self, relay: Relay, ask: ProbeAsk) -> None:
+        mode = self._desk.config.policy.probe
+        if mode is ProbeMode.NONE:
+            self._reply(relay, ProbeReply(refused="this node answers no probes"))
+        elif self._answering >= MAX_ANSWERING:
+            self._reply(relay, ProbeReply(refused="busy"))
+        else:
+            self._answering += 1
+            task = BatchTask(ask) if mode is ProbeMode.MINIBATCH else ProbeTask(ask)
+            self._desk.run("requests", relay, task)
+
+    def _adopt(self, relay: Relay, samples: Samples) -> None:
+        if samples.incarnation == self._desk.incarnation:
+            self._desk.run("requests", relay, AdoptTask(relay.src, samples))
+
+    # --- outcomes of our tasks ---
+
+    def finished(self, about: object, result: Result) -> None:
+        """Take the result of a task this part started."""
+        match about, result:
+            case Relay(body=ProbeAsk()) as relay, ProbeResult(reply=reply):
+                self._answering -= 1
+                self._reply(relay, reply)
+            case Relay(body=Samples()) as relay, AdoptResult():
+                body = relay.body
+                assert isinstance(body, Samples)
+                if not result.accepted:
+                    self._desk.trace("samples.refused", giver=relay.src, note=result.note)
+                self._reply(relay, SamplesAck(body.purpose, body.incarnation))
+            case (str(purpose), receiver), ContributeResult(samples=samples):
+                self._give(purpose, receiver, samples)
+            case _:
+                raise AssertionError(f"result {type(result).__name__} for {about!r}")
+
+    def failed(self, about: object, reason: str) -> None:
+        """Take the failure of a task this part started."""
+        match about:
+            case Relay(body=ProbeAsk()) as relay:
+                self._answering -= 1
+                self._reply(relay, ProbeReply(refused=f"probe failed: {reason}"))
+            case (str(purpose), receiver):
+                self._giving.discard((purpose, receiver))
+        self._desk.trace("request.failed", reason=reason)
+
+    # --- giving samples ---
+
+    def give_samples(self) -> None:
+        """Start or repeat contributions to MPVUs and trusted compute nodes that lack ours."""
+        config = self._desk.config
+        wanted = [("verify", m) for m in config.policy.contributes_to]
+        wanted += [("train", d) for d in dict.fromkeys(x.delegate for x in config.data) if d]
+        for purpose, receiver in wanted:
+            incarnation = self._incarnation(receiver)
+            if incarnation is None or self._given.get((purpose, receiver)) == incarnation:
+                continue
+            if (purpose, receiver) not in self._giving:
+                self._giving.add((purpose, receiver))
+                task = ContributeTask(purpose, receiver, incarnation)
+                self._desk.run("requests", (purpose, receiver), task)
+
+    def _incarnation(self, node: NodeId) -> int | None:
+        if node == self._desk.node:
+            return self._desk.incarnation
+        advert = self._desk.map.advert(node)
+        reachable = advert and self._desk.map.path(self._desk.node, node, 0)
+        return advert.incarnation if advert and reachable else None
+
+    def _give(self, purpose: str, receiver: NodeId, samples: Samples) -> None:
+        relay = Relay(self._desk.node, receiver, f"samples/{purpose}", RELAY_TTL, samples)
+        if receiver == self._desk.node:
+            self._given[purpose, receiver] = samples.incarnation
+            self._giving.discard((purpose, receiver))
+            self._adopt(relay, samples)
+            return
+        self._route(relay)
+        at = self._desk.now + self._desk.config.contribute_s
+        self._desk.timers.set(("give", purpose, receiver), at)
+
+    def give_again(self, purpose: str, receiver: NodeId) -> None:
+        """Repeat a contribution that was not acknowledged (its timer fell due)."""
+        self._giving.discard((purpose, receiver))
+        self.give_samples()
