@@ -1,0 +1,343 @@
+"""The shell of a simulated node: carries out what its core commands, on the virtual clock.
+
+A crash loses everything but the store: the core, its timers, tasks at work or in line. A restart
+builds a new core and tells it what the store holds. Training is real or surrogate, as the
+`Worker` has it; it runs in line, and its outcome comes back after the virtual seconds it takes
+on this node.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from aats.errors import AatsError
+from aats.ids import CustodyKey, NodeId
+from aats.messages import Message, ProbeAsk, Relay
+from aats.node.commands import (
+    CancelTask,
+    CancelTransfer,
+    Command,
+    DeliverPacket,
+    DropCustody,
+    ExpectPacket,
+    RunTask,
+    SaveCustody,
+    SaveState,
+    SendMessage,
+    SendPacket,
+    SendProbe,
+    Trace,
+)
+from aats.node.events import Event, Started, TaskFailed, TaskFinished
+from aats.node.tasks import ProbeResult, Result, Spending, Task, VerifyResult, VisitResult
+from aats.packet import Header
+from aats.payload import MODEL, REFERENCE, Payload, pack
+from aats.sim.kernel import Kernel, Timer
+from aats.sim.store import MemoryStore
+
+FORWARD_SHARE = 1 / 3
+"""Cost of scoring a sample relative to training on it: a forward pass without the backward."""
+PROBE_SHARE = 4.0
+"""Cost of probing a sample relative to training on it: its gradient and three trial steps."""
+MAX_WAKES = 10_000
+"""Timers in a row without time passing: a core that re-arms itself in the past is broken."""
+
+
+class Core(Protocol):
+    """What a simulated node needs of its core (`aats.node.core.NodeCore`)."""
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take an event in; return what is to be done."""
+        ...
+
+    def handle_timer(self, now: float) -> list[Command]:
+        """Let every timer that is due fall due; return what is to be done."""
+        ...
+
+    def next_deadline(self) -> float | None:
+        """Return when `handle_timer` is to be called next."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A task's result, and the packet's new payload if it made one."""
+
+    result: Result
+    payload: Payload | None = None
+
+
+class Worker(Protocol):
+    """Does a node's tasks. What it remembers between them is lost in a crash."""
+
+    def __call__(self, task: Task, payload: Payload) -> Work:
+        """Do a task.
+
+        Args:
+            task: What to do.
+            payload: Of the packet the task is about; empty if it is about none. Not to be
+                changed.
+
+        Raises:
+            AatsError: If it cannot be done; the node goes on.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a node works, in virtual time."""
+
+    samples_per_s: float = 1000.0
+    joules_per_sample: float = 0.0
+    overhead_s: float = 0.01
+    """Of each task."""
+
+    def spending(self, samples: float) -> Spending:
+        """Return what training on so many samples costs."""
+        return Spending(
+            self.overhead_s + samples / self.samples_per_s, samples * self.joules_per_sample
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeParts:
+    """What a simulated node is made of; a restart makes a new core and a new worker."""
+
+    node: NodeId
+    make_core: Callable[[], Core]
+    make_worker: Callable[[], Worker]
+    pace: Pace = Pace()
+
+
+class Network(Protocol):
+    """What a simulated node asks of its world."""
+
+    kernel: Kernel
+
+    def send(self, sender: NodeId, to: NodeId, message: Message) -> None:
+        """Put a control message on the link to a neighbour."""
+        ...
+
+    def expect(self, receiver: NodeId, command: ExpectPacket) -> None:
+        """Note that a receiver is ready for a transfer."""
+        ...
+
+    def transfer(self, sender: NodeId, command: SendPacket) -> None:
+        """Begin a bulk transfer."""
+        ...
+
+    def cancel_transfer(self, node: NodeId, key: CustodyKey) -> None:
+        """Stop a transfer in which `node` takes part."""
+        ...
+
+    def deliver(self, node: NodeId, header: Header) -> None:
+        """Hand a packet to its owner's application."""
+        ...
+
+    def trace(self, node: NodeId, event: str, fields: dict[str, object]) -> None:
+        """Write one line of the trace."""
+        ...
+
+    def before(self, node: SimulatedNode, event: Event | None) -> None:
+        """Be told of an event (None: a timer) before the core is."""
+        ...
+
+    def after(self, node: SimulatedNode, command: Command) -> None:
+        """Be told of a command after it was carried out."""
+        ...
+
+    def handled(self, node: NodeId, event: Event | None, commands: list[Command]) -> None:
+        """Be told what the core made of an event, before any of it is carried out."""
+        ...
+
+
+class SimulatedNode:
+    """One node of the simulated world."""
+
+    def __init__(self, parts: NodeParts, network: Network) -> None:
+        self.parts = parts
+        self.node = parts.node
+        self.store = MemoryStore()
+        self.core: Core | None = None
+        """None while the node is down."""
+        self.worker: Worker | None = None
+        self.died_for_good = False
+        self.expecting: dict[CustodyKey, NodeId] = {}
+        """Transfers it has made room for, and from whom."""
+        self._network = network
+        self._kernel = network.kernel
+        self._line: deque[RunTask] = deque()
+        self._working: tuple[int, Timer] | None = None
+        self._wake: Timer | None = None
+        self._wakes = (0.0, 0)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the node runs."""
+        return self.core is not None
+
+    # --- life ---
+
+    def start(self) -> None:
+        """Start the node from what its store holds."""
+        self.core, self.worker = self.parts.make_core(), self.parts.make_worker()
+        store = self.store
+        incarnation = store.begin()
+        rows, seen = tuple(store.rows.values()), tuple(store.seen)
+        self.feed(Started(incarnation, rows, dict(store.state), seen))
+
+    def crash(self) -> None:
+        """Lose everything but the store."""
+        self.core = self.worker = None
+        self._line.clear()
+        self.expecting.clear()
+        for timer in (self._wake, self._working and self._working[1]):
+            if timer:
+                timer.cancel()
+        self._wake = self._working = None
+
+    # --- events in ---
+
+    def feed(self, event: Event) -> None:
+        """Give the core an event and carry out what it commands; nothing if the node is down."""
+        self._network.before(self, event)
+        if self.core is not None:
+            self._carry_out(event, self.core.handle(event, self._kernel.now))
+
+    def _wake_up(self) -> None:
+        self._wake = None
+        assert self.core is not None, "a crash cancels the timer"
+        due = self.core.next_deadline()
+        if due is not None and due <= self._kernel.now:
+            self._guard()
+            self._network.before(self, None)
+            if self.core is not None:
+                self._carry_out(None, self.core.handle_timer(self._kernel.now))
+        else:
+            self._arm()
+
+    def _guard(self) -> None:
+        now, count = self._kernel.now, self._wakes[1] + 1
+        self._wakes = (now, count if now == self._wakes[0] else 0)
+        assert count < MAX_WAKES, f"{self.node}: timers do not end at {now} s"
+
+    def _arm(self) -> None:
+        due = self.core.next_deadline() if self.core else None
+        if due is None or (self._wake and self._wake.at <= due):
+            return
+        if self._wake:
+            self._wake.cancel()
+        self._wake = self._kernel.at(due, self._wake_up)
+
+    # --- commands out ---
+
+    def _carry_out(self, event: Event | None, commands: list[Command]) -> None:
+        core = self.core
+        self._network.handled(self.node, event, commands)
+        for command in commands:
+            self._do(command)
+            self._network.after(self, command)
+            if self.core is not core:
+                return
+        self._arm()
+
+    def _do(self, command: Command) -> None:
+        network, store = self._network, self.store
+        match command:
+            case SendMessage(to=to, message=message):
+                network.send(self.node, to, message)
+            case Trace(event=name, fields=fields):
+                network.trace(self.node, name, fields)
+            case SaveCustody(row=row, records=records, outcome=outcome):
+                store.save_custody(row, records, outcome)
+            case DropCustody(key=key):
+                store.drop_custody(key)
+            case SaveState(name=name, value=value):
+                store.state[name] = value
+            case RunTask():
+                self._line.append(command)
+                self._next_task()
+            case CancelTask(task_id=task_id):
+                self._cancel_task(task_id)
+            case ExpectPacket():
+                network.expect(self.node, command)
+            case SendPacket():
+                network.transfer(self.node, command)
+            case CancelTransfer(key=key):
+                network.cancel_transfer(self.node, key)
+            case SendProbe(to=to, relay=relay, source=source):
+                network.send(self.node, to, fill_probe(relay, store.payloads[source]))
+            case DeliverPacket(header=header):
+                network.deliver(self.node, header)
+
+    # --- work ---
+
+    def _next_task(self) -> None:
+        if self._working or not self._line:
+            return
+        command = self._line.popleft()
+        event, seconds = self._work(command)
+        if seconds > command.timeout_s:
+            event, seconds = TaskFailed(command.task_id, "timeout"), command.timeout_s
+        timer = self._kernel.after(seconds, lambda: self._worked(event))
+        self._working = (command.task_id, timer)
+
+    def _work(self, command: RunTask) -> tuple[Event, float]:
+        assert self.worker is not None, "a crash clears the line"
+        key = packet_of(command.task)
+        payload = self.store.payloads[key] if key else Payload()
+        try:
+            work = self.worker(command.task, payload)
+        except AatsError as error:
+            return TaskFailed(command.task_id, str(error)), self.parts.pace.overhead_s
+        spending = self.parts.pace.spending(effort(work.result))
+        if work.payload is not None:
+            self.store.outcomes[command.task_id] = work.payload
+        return TaskFinished(command.task_id, work.result, spending), spending.seconds
+
+    def _worked(self, event: Event) -> None:
+        self._working = None
+        self.feed(event)
+        if self.is_up:
+            self._next_task()
+
+    def _cancel_task(self, task_id: int) -> None:
+        self._line = deque(c for c in self._line if c.task_id != task_id)
+        self.store.outcomes.pop(task_id, None)
+        if self._working and self._working[0] == task_id:
+            self._working[1].cancel()
+            self._working = None
+            self._next_task()
+
+
+def packet_of(task: Task) -> CustodyKey | None:
+    """Return the key of the packet a task is about, None if it is about none that is here."""
+    header: Header | None = getattr(task, "header", None)
+    return header.key if header else None
+
+
+def effort(result: Result) -> float:
+    """Return the work behind a result, in samples trained on."""
+    match result:
+        case VisitResult():
+            return float(result.samples)
+        case VerifyResult():
+            return FORWARD_SHARE * sum(e.n for e in result.estimates)
+        case ProbeResult(reply=reply):
+            return PROBE_SHARE * reply.scores.samples if reply.scores else 0.0
+        case _:
+            return 0.0
+
+
+def fill_probe(relay: Relay, payload: Payload) -> Relay:
+    """Return a relayed probe with the model and reference tensors of a payload in it."""
+    assert isinstance(relay.body, ProbeAsk)
+    arrays = {**payload.arrays(MODEL), **payload.arrays(REFERENCE)}
+    bf16 = {t.name: t.dtype for t in payload.manifest.tensors if t.dtype == "bf16"}
+    part = pack(arrays, dtypes=bf16)
+    ask = replace(relay.body, manifest=part.manifest, tensors=bytes(part.arena))
+    return replace(relay, body=ask)
