@@ -56,7 +56,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """Asks for the adverts of these origins."""
+    """Asks for the adverts of these origins; with none named, for a summary of all."""
 
     origins: tuple[NodeId, ...]
 

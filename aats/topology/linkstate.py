@@ -4,8 +4,8 @@ Theory of operation (as OSPF, without its designated routers). A node originates
 itself under a growing sequence number, floods it to its neighbours, and each passes on what is
 new to it to all neighbours but the sender: a link carries an advert at most once in each
 direction. Nothing is acknowledged. What a lost message leaves open is closed by summaries of
-(origin, seq), sent on contact and then from time to time: whoever is behind pulls, whoever is
-ahead pushes. That heals partitions too.
+(origin, seq), asked for on contact (an empty `Pull`) and sent from time to time: whoever is
+behind pulls, whoever is ahead pushes. That heals partitions too.
 
 Adverts age, on the way and while stored, and vanish at the maximum age unless their origin
 refreshes them. A vanished advert is remembered for as long again, so that a slower neighbour
@@ -160,9 +160,7 @@ class LinkState:
             self._summary_at = now + self._summary_s
         if self.node in self._entries and self._seq == told:
             self._send_adverts(link.peer, [self._entries[self.node]], now)
-        live = self._live()
-        for start in range(0, len(live), SUMMARY_BATCH) if live else (0,):
-            self._send_summary(link.peer, live[start : start + SUMMARY_BATCH])
+        self._send(link.peer, Pull(()))
 
     def link_down(self, peer: NodeId, now: float) -> None:
         """Drop a neighbour. Its advert stays until it ages out: it may be reached elsewhere."""
@@ -182,6 +180,10 @@ class LinkState:
                 self._receive_flood(sender, adverts, now)
             case Summary(entries=entries):
                 self._receive_summary(sender, entries, now)
+            case Pull(origins=()):
+                live = self._live()
+                for start in range(0, len(live), SUMMARY_BATCH):
+                    self._send_summary(sender, live[start : start + SUMMARY_BATCH])
             case Pull(origins=origins):
                 wanted = (self._entries.get(origin) for origin in dict.fromkeys(origins))
                 self._send_adverts(sender, [e for e in wanted if e and not e.gone], now)
