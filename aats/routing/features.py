@@ -1,0 +1,154 @@
+"""What a policy sees of a stop and of a packet, as numbers: the same for every world.
+
+Raw quantities (seconds, samples, shares) go in, features come out: finite, clipped, relative to
+the other candidates or to the packet's own requirement and budget, without node, class or skill
+names. Everything works on arrays with any leading dimensions, so that one network's candidates
+[K] and a batch of networks [B, K] take the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from aats.routing.policy import FloatArray
+
+OBSERVATION_VERSION = 1
+"""Rises when a column changes its meaning: a trained policy names the one it was made for."""
+
+Column = npt.NDArray[np.float64]
+Columns = dict[str, Column]
+
+MAX_COST_S = 1e6
+MAX_SAMPLES = 1e6
+MAX_HOPS = 128.0
+MAX_NODES = 1000.0
+
+
+def _share(x: Column) -> Column:
+    return np.clip(x, 0, 1)
+
+
+def _signed(x: Column) -> Column:
+    return np.clip(x, -1, 1)
+
+
+def _log(ceiling: float) -> Callable[[Column], Column]:
+    top = np.log1p(ceiling)
+    return lambda x: np.log1p(np.clip(x, 0, ceiling)) / top
+
+
+def _seconds(x: Column) -> Column:
+    return (np.log10(np.clip(x, 1e-3, MAX_COST_S)) + 3) / 9
+
+
+def _ratio(x: Column) -> Column:
+    """-1 for a hundredth of the usual, 0 for the usual, 1 for a hundred times as much."""
+    return np.clip(np.log10(np.clip(x, 1e-12, 1e12)) / 2, -1, 1)
+
+
+_CANDIDATE: dict[str, Callable[[Column], Column]] = {
+    "is_data": _share,
+    "is_mpvu": _share,
+    "is_home": _share,
+    "is_here": _share,
+    "need_supply": _share,  # mean over targets of gap x saturating clean volume
+    "log_samples": _log(MAX_SAMPLES),
+    "samples_ratio": _ratio,  # to the median data node
+    "quality": _share,
+    "freshness": _share,  # 1 now, 1/2 a day ago
+    "advert_age": _share,  # of the maximum age
+    "log_transfer": _seconds,
+    "log_compute": _seconds,
+    "cost_ratio": _ratio,  # transfer + compute, to the median data node
+    "visits_share": _share,
+    "is_new": _share,
+    "hops_since": _log(MAX_HOPS),  # 0 for never
+    "last_gain": _signed,
+    "hurt": _share,
+    "labels_known": _share,
+    "label_entropy": _share,  # of the node's histogram, over that of equal classes
+    "label_hhi": _share,  # sum of squared class shares
+    "label_weakest": _share,  # share of the weakest class times the number of classes
+    "label_balance": _share,  # entropy of what was used so far plus this node's, as above
+    "has_probe": _share,
+    "probe_gain": _signed,  # nats
+    "probe_alignment": _signed,
+    "probe_loss": _log(20.0),  # nats
+    "probe_gradient_norm": _log(1000.0),
+    "probe_allowed": _share,
+    "trust": _share,
+}
+FEATURES = tuple(_CANDIDATE)
+"""Columns of `Observation.features`, in order; each in 0..1, or -1..1 where signed."""
+
+_PACKET: dict[str, Callable[[Column], Column]] = {
+    "belief_mean": _share,  # of belief / target, capped at 1; 0 where nothing is believed
+    "belief_min": _share,
+    "gap": _share,  # mean shortfall from the target
+    "believed_share": _share,  # of the targets
+    "verified_share": _share,
+    "hops_used": _share,  # of the budget; 0 where there is none
+    "seconds_used": _share,
+    "bytes_used": _share,
+    "joules_used": _share,
+    "visits": _log(MAX_HOPS),
+    "visits_since_verdict": _log(MAX_HOPS),
+    "has_verdict": _share,
+    "log_candidates": _log(MAX_NODES),
+    "is_seek": _share,
+    "is_verify": _share,
+    "is_return": _share,
+}
+GLOBALS = tuple(_PACKET)
+"""Columns of `Observation.globals`, in order; each in 0..1."""
+
+SIGNED = frozenset({"samples_ratio", "cost_ratio", "last_gain", "probe_gain", "probe_alignment"})
+"""Features that range over -1..1; all others over 0..1."""
+
+
+def encode_candidates(raw: Columns) -> FloatArray:
+    """Return features [..., K, F] from one raw column [..., K] per name in `FEATURES`."""
+    return _encode(raw, _CANDIDATE)
+
+
+def encode_packet(raw: Columns) -> FloatArray:
+    """Return globals [..., G] from one raw column [...] per name in `GLOBALS`."""
+    return _encode(raw, _PACKET)
+
+
+def _encode(raw: Columns, scales: dict[str, Callable[[Column], Column]]) -> FloatArray:
+    # What is not finite says nothing: nan becomes 0, infinity the end of the range.
+    columns = [
+        scale(np.nan_to_num(np.asarray(raw[name], np.float64), posinf=1e12, neginf=-1e12))
+        for name, scale in scales.items()
+    ]
+    return np.stack(columns, axis=-1).astype(np.float32)
+
+
+def relative_to_median(values: Column, counted: npt.NDArray[np.bool_]) -> Column:
+    """Return values [..., K] over the median of those counted (1 where none or zero)."""
+    held = np.where(counted & np.isfinite(values), values, np.nan)
+    nobody = np.isnan(held).all(axis=-1, keepdims=True)
+    median: Any = np.nanmedian(np.where(nobody, 1.0, held), axis=-1, keepdims=True)
+    result: Column = values / np.where(median > 0, median, 1.0)
+    return result
+
+
+def label_shape(histogram: Column) -> tuple[Column, Column, Column]:
+    """Return (entropy, HHI, weakest) of histograms [..., C], each in 0..1.
+
+    Entropy is over that of equal classes; weakest is the smallest share times C. An empty
+    histogram gives (0, 1, 0).
+    """
+    counts = np.clip(histogram, 0, None)
+    total = counts.sum(axis=-1, keepdims=True)
+    classes = counts.shape[-1]
+    share = counts / np.where(total > 0, total, 1.0)
+    logs = np.log(np.where(share > 0, share, 1.0))
+    entropy = -(share * logs).sum(axis=-1) / max(np.log(classes), 1e-9)
+    hhi = np.where(total[..., 0] > 0, (share**2).sum(axis=-1), 1.0)
+    return entropy, hhi, share.min(axis=-1) * classes
