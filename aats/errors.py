@@ -6,6 +6,7 @@
     |   |-- UnknownPluginError
     |   |-- DataError         a data set is missing or malformed
     |   |-- ModelError        a model has NaN, the wrong shape, an unknown architecture
+    |   |-- StoreFullError    no room in a node's store (quota or disk)
     |   `-- MissingExtraError an optional extra is not installed
     |-- InfeasibleError       a requirement cannot be met on this network (exit code 4)
     `-- RemoteError           a peer's mistake: never stops a daemon
@@ -71,6 +72,10 @@ class DataError(LocalError):
 
 class ModelError(LocalError):
     """A model cannot be used: unknown architecture, wrong shape, not finite."""
+
+
+class StoreFullError(LocalError):
+    """A node's store has no room: its quota or the disk is used up. Nothing was allocated."""
 
 
 class MissingExtraError(LocalError):
