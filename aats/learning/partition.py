@@ -26,7 +26,7 @@ from aats.learning.datasets import Dataset, FloatArray, IntArray, load_dataset
 from aats.packet import Plugin
 from aats.roles.data import Batch, SkillData, split
 
-SCHEMES: dict[str, dict[str, Any]] = {
+PARTITIONERS: dict[str, dict[str, Any]] = {
     "iid": {},
     "dirichlet": {"alpha": 1.0},
     "shards": {"classes_per_node": 1, "alpha": 10.0},
@@ -108,7 +108,7 @@ def spread(
     Args:
         skill: The skill's name.
         source: A data source and its parameters.
-        partition: One of `SCHEMES` and its parameters.
+        partition: One of `PARTITIONERS` and its parameters.
         parts: One a node.
         held_out: Share of each class that a node never trains on.
         reference: Rows of the packets' trusted set.
@@ -151,7 +151,7 @@ def deal(
     Args:
         data: What is dealt out.
         parts: One a node.
-        scheme: One of `SCHEMES`.
+        scheme: One of `PARTITIONERS`.
         seed: Of the deal.
         **params: Of the scheme.
 
@@ -246,11 +246,12 @@ def balanced_rows(y: IntArray, samples: int, seed: int) -> IntArray:
 
 
 def _settings(scheme: str, params: dict[str, Any]) -> dict[str, Any]:
-    if scheme not in SCHEMES:
+    if scheme not in PARTITIONERS:
         raise DataError(
-            f"partition {scheme!r}: allowed are {', '.join(SCHEMES)}{nearest(scheme, SCHEMES)}"
+            f"partition {scheme!r}: allowed are {', '.join(PARTITIONERS)}"
+            f"{nearest(scheme, PARTITIONERS)}"
         )
-    known = SCHEMES[scheme]
+    known = PARTITIONERS[scheme]
     for name in params:
         if name not in known:
             raise DataError(

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from aats.errors import DataError
 from aats.learning.datasets import Dataset, load_dataset
 from aats.learning.partition import (
-    SCHEMES,
+    PARTITIONERS,
     Part,
     balanced_rows,
     deal,
@@ -32,7 +32,7 @@ def grouped() -> Dataset:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    scheme=st.sampled_from(sorted(SCHEMES)),
+    scheme=st.sampled_from(sorted(PARTITIONERS)),
     nodes=st.integers(1, 12),
     samples=st.integers(60, 200),
     classes=st.integers(2, 5),
