@@ -183,24 +183,27 @@ def _decode(data: bytes | memoryview, kinds: Sequence[type]) -> Any:
         raise WireError(f"{kind.__name__}: {str(error)[:200] or 'no MessagePack'}") from error
 
 
+def _limit(kind: type) -> int:
+    return _LIMITS.get(kind, MAX_HEADER_BYTES)
+
+
 def _check_size(kind: type, size_bytes: int) -> None:
-    limit = _LIMITS.get(kind, MAX_HEADER_BYTES)
-    if size_bytes > limit:
-        raise WireError(f"{kind.__name__} of {size_bytes} bytes, allowed are {limit}")
+    if size_bytes > _limit(kind):
+        raise WireError(f"{kind.__name__} of {size_bytes} bytes, allowed are {_limit(kind)}")
 
 
 def _unpack(data: bytes | memoryview, kind: type) -> Any:
     # MessagePack allocates a list at its claimed length, and each level of nesting may claim
     # anew: a stranger's lists are bounded by the longest legal one, not by the data alone.
-    own = _LIMITS.get(kind) == MAX_EVENT_BYTES
-    length = len(data) if own else min(len(data), MAX_TENSORS)
+    limit = _limit(kind)
+    length = len(data) if limit == MAX_EVENT_BYTES else min(len(data), MAX_TENSORS)
     return msgpack.unpackb(
         data,
         raw=False,
         strict_map_key=True,
         object_pairs_hook=_without_repeats,
         max_str_len=MAX_STRING_BYTES,
-        max_bin_len=MAX_MESSAGE_BYTES,
+        max_bin_len=limit,
         max_array_len=length,
         max_map_len=length,
         max_ext_len=0,
@@ -278,6 +281,17 @@ def decode_event(data: bytes | memoryview) -> ev.Event:
     """Return the event in `data`, or raise `WireError`."""
     event: ev.Event = _decode(data, get_args(ev.Event))
     return event
+
+
+def encode_task(task: tk.Task) -> bytes:
+    """Return a task as bytes, for the process that runs it."""
+    return encode(task)
+
+
+def decode_task(data: bytes | memoryview) -> tk.Task:
+    """Return the task in `data`, or raise `WireError`."""
+    task: tk.Task = _decode(data, get_args(tk.Task))
+    return task
 
 
 # --- signatures -------------------------------------------------------------------------------
