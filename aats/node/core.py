@@ -15,14 +15,35 @@ from aats.errors import RemoteError
 from aats.identity import Identity
 from aats.ids import CustodyKey, NodeId
 from aats.messages import (
-    Accept, Alive, Ask, Custody, Flood, Message, Moved, Offer, Pull, Refuse, Relay, Summary,
+    Accept,
+    Alive,
+    Ask,
+    Custody,
+    Flood,
+    Message,
+    Moved,
+    Offer,
+    Pull,
+    RefusalReason,
+    Refuse,
+    Relay,
+    Summary,
     Superseded,
 )  # fmt: skip
 from aats.node.commands import Command, SaveState, SendMessage
 from aats.node.desk import CoreConfig, Desk, decode_notices
 from aats.node.events import (
-    DataChanged, Event, LinkDown, LinkUp, MessageReceived, PacketReceived, PacketSubmitted,
-    Started, TaskFailed, TaskFinished, TransferFailed,
+    DataChanged,
+    Event,
+    LinkDown,
+    LinkUp,
+    MessageReceived,
+    PacketReceived,
+    PacketSubmitted,
+    Started,
+    TaskFailed,
+    TaskFinished,
+    TransferFailed,
 )  # fmt: skip
 from aats.node.journey import Journey
 from aats.node.requests import Requests
@@ -53,8 +74,8 @@ class NodeCore:
     ) -> None:
         self._desk = Desk(config, identity, policies, agents)
         self._journey = Journey(self._desk)
-        self._requests = Requests(self._desk, self._journey.probe_replied)
-        self._journey.attach(self._requests)
+        self._requests = Requests(self._desk, self._journey.decision.probe_replied)
+        self._journey.decision.attach(self._requests)
         self._seq_saved = 0
 
     @property
@@ -80,11 +101,11 @@ class NodeCore:
                 if desk.neighbours.pop(peer, None) is not None:
                     desk.links.link_down(peer, now)
                     desk.trace("link.down", peer=peer)
-                    self._journey.link_down(peer)
+                    self._journey.departure.link_down(peer)
             case PacketReceived():
-                self._journey.received(event)
+                self._journey.arrival.received(event)
             case TransferFailed():
-                self._journey.transfer_failed(event)
+                self._journey.departure.transfer_failed(event)
             case PacketSubmitted(header=header):
                 self._journey.submit(header)
             case TaskFinished(task=task, result=result, spending=spending):
@@ -128,7 +149,7 @@ class NodeCore:
             "adverts": {o: a.seq for o, (a, _) in self._desk.links.adverts(self._desk.now).items()},
             "copies": {
                 str(k): (c.row, c.doing.value, c.tries, c.failures, c.uncertain)
-                for k, c in self._journey.copies.items()
+                for k, c in self._journey.held.copies.items()
             },
             "tasks": dict(self._desk.tasks),
             "deadline": self.next_deadline(),
@@ -154,21 +175,23 @@ class NodeCore:
             case Flood() | Summary() | Pull():
                 self._desk.links.receive(sender, message, self._desk.now)
             case Offer():
-                journey.offered(sender, message)
+                journey.arrival.offered(sender, message)
             case Accept():
-                journey.accepted(sender, message)
+                journey.departure.accepted(sender, message)
+            case Refuse(reason=RefusalReason.UNKNOWN, key=key):
+                journey.spares.lost(sender, key)
             case Refuse():
-                journey.refused(sender, message)
+                journey.departure.refused(sender, message)
             case Custody():
-                journey.custody_taken(sender, message)
+                journey.departure.custody_taken(sender, message)
             case Moved():
-                journey.moved(sender, message)
+                journey.spares.moved(sender, message)
             case Alive():
-                journey.alive(sender, message)
+                journey.spares.alive(sender, message)
             case Ask():
-                journey.asked(sender, message)
+                journey.spares.asked(sender, message)
             case Superseded(key=key):
-                journey.hear(key.packet, key.epoch, done=False)
+                journey.held.hear(key.packet, key.epoch, done=False)
             case Relay():
                 self._requests.receive(message)
 
@@ -176,19 +199,19 @@ class NodeCore:
         journey = self._journey
         match name:
             case ("offer", CustodyKey() as key):
-                journey.offer_timed_out(key)
+                journey.departure.timed_out(key)
             case ("alive", CustodyKey() as key):
-                journey.say_alive(key)
+                journey.spares.say_alive(key)
             case ("silence", CustodyKey() as key):
-                journey.silent(key)
+                journey.spares.silent(key)
             case ("retry", CustodyKey() as key):
-                journey.retry(key)
+                journey.decision.retry(key)
             case ("probe", CustodyKey() as key):
-                journey.probe_timed_out(key)
+                journey.decision.timed_out(key)
             case ("incoming", CustodyKey() as key):
-                journey.incoming_expired(key)
-            case ("give", purpose, receiver):
-                self._requests.give_again(purpose, receiver)
+                journey.held.incoming_expired(key)
+            case ("give", str(purpose), str(receiver)):
+                self._requests.give_again(purpose, NodeId(receiver))
             case _:
                 raise AssertionError(f"no timer is called {name!r}")
 
@@ -200,7 +223,7 @@ class NodeCore:
             desk.quiet_since = desk.now
             for known in changes.values():
                 for notice in known.advert.notices if known else ():
-                    self._journey.hear(notice.packet, notice.epoch, done=notice.done)
+                    self._journey.held.hear(notice.packet, notice.epoch, done=notice.done)
             self._requests.give_samples()
         for rejection in desk.links.take_rejections():
             desk.trace("advert.rejected", origin=rejection.origin, sender=rejection.sender,

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from aats.ids import CustodyKey, NodeId
+from aats.messages import ProbeScores
 from aats.node.events import CustodyRow
 from aats.packet import Header
 
@@ -61,6 +62,16 @@ class Doing(StrEnum):
 
 
 @dataclass(slots=True)
+class Probing:
+    """Probes that a decision waits for."""
+
+    open: set[NodeId] = field(default_factory=set)
+    scores: dict[NodeId, ProbeScores] = field(default_factory=dict)
+    bytes: float = 0.0
+    """Put on the wire by the probes so far."""
+
+
+@dataclass(slots=True)
 class Copy:
     """One copy of a packet at this node: its durable row and what is going on with it."""
 
@@ -77,6 +88,7 @@ class Copy:
     avoid: dict[NodeId, float] = field(default_factory=dict)
     """Stops that refused or did not answer, and until when to leave them out."""
     failures: int = 0
+    decision: Probing | None = None
     asked: int = 0
     """Unanswered questions to the custodian (status SPARE)."""
 

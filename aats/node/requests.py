@@ -124,8 +124,8 @@ class Requests:
                 if not result.accepted:
                     self._desk.trace("samples.refused", giver=relay.src, note=result.note)
                 self._reply(relay, SamplesAck(body.purpose, body.incarnation))
-            case (str(purpose), receiver), ContributeResult(samples=samples):
-                self._give(purpose, receiver, samples)
+            case (str(purpose), str(receiver)), ContributeResult(samples=samples):
+                self._give(purpose, NodeId(receiver), samples)
             case _:
                 raise AssertionError(f"result {type(result).__name__} for {about!r}")
 
@@ -135,8 +135,8 @@ class Requests:
             case Relay(body=ProbeAsk()) as relay:
                 self._answering -= 1
                 self._reply(relay, ProbeReply(refused=f"probe failed: {reason}"))
-            case (str(purpose), receiver):
-                self._giving.discard((purpose, receiver))
+            case (str(purpose), str(receiver)):
+                self._giving.discard((purpose, NodeId(receiver)))
         self._desk.trace("request.failed", reason=reason)
 
     # --- giving samples ---

@@ -1,0 +1,131 @@
+"""Admission and custody: the receiver's side of a move."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from aats.errors import LedgerError, SignatureError, WireError
+from aats.ids import NodeId
+from aats.ledger.record import check_chain, check_verdict
+from aats.messages import Accept, Custody, Offer, RefusalReason, Refuse
+from aats.node.commands import CancelTransfer, ExpectPacket
+from aats.node.custody import Status
+from aats.node.desk import Desk, News
+from aats.node.events import CustodyRow, PacketReceived
+from aats.node.holdings import Holdings, Incoming
+from aats.node.steps import Steps
+from aats.packet import Cost, EstimateSource, Header
+from aats.payload import MODEL
+from aats.wire import check_header, check_mandate
+
+VERIFIED_KEPT = 20_000
+"""Ledger record ids whose signature has been checked once."""
+
+
+class Arrival:
+    """Admits or refuses offers, and takes custody of what arrived."""
+
+    def __init__(self, desk: Desk, held: Holdings, steps: Steps) -> None:
+        self._desk, self._held, self._steps = desk, held, steps
+        self._verified: set[str] = set()
+
+    def offered(self, sender: NodeId, offer: Offer) -> None:
+        """Admit or refuse an offer (receiver's side)."""
+        key, desk = offer.key, self._desk
+        if key in self._held.incoming and self._held.incoming[key].sender == sender:
+            self._accept(sender, offer)
+            return
+        if key in self._held.seen:
+            desk.send(sender, Custody(key))
+            self._steps.report(sender, key)
+            return
+        refusal = self._refusal(sender, offer)
+        if refusal is None:
+            self._held.incoming[key] = Incoming(sender, offer, desk.now)
+            self._accept(sender, offer)
+            return
+        reason, detail = refusal
+        epoch = desk.news.get(key.packet, News()).epoch
+        desk.send(sender, Refuse(key, reason, detail, epoch))
+        desk.trace("offer.refused", packet=key.packet, hop=key.hop, sender=sender,
+                   reason=reason.value, detail=detail)  # fmt: skip
+
+    def _refusal(self, sender: NodeId, offer: Offer) -> tuple[RefusalReason, str] | None:
+        header, key, desk = offer.header, offer.key, self._desk
+        news = desk.news.get(key.packet, News())
+        if news.done:
+            return RefusalReason.DONE, "the packet is home"
+        if key.epoch < news.epoch:
+            return RefusalReason.OLDER_EPOCH, f"epoch {news.epoch} is alive"
+        if header.key != key or header.holder != sender:
+            return RefusalReason.BAD_SIGNATURE, "the offer does not fit its header"
+        try:
+            check_mandate(header.mandate)
+            sender_key = desk.key_of(sender)
+            if sender_key is None:
+                return RefusalReason.NOT_TRUSTED, f"no key known for {sender}"
+            check_header(header, sender_key)
+            self._check_lineage(header)
+        except SignatureError as error:
+            return RefusalReason.BAD_SIGNATURE, str(error)
+        except LedgerError as error:
+            return RefusalReason.BAD_LINEAGE, str(error)
+        try:
+            header.manifest.check(limit_bytes=desk.config.policy.max_packet_bytes)
+        except WireError as error:
+            return RefusalReason.TOO_LARGE, str(error)
+        held = [c for c in self._held.copies.values() if c.status in (Status.HELD, Status.WORKED)]
+        if len(held) + len(self._held.incoming) >= desk.config.max_packets:
+            return RefusalReason.FULL, f"{len(held)} packets here"
+        return None
+
+    def _check_lineage(self, header: Header) -> None:
+        if len(self._verified) > VERIFIED_KEPT:
+            self._verified.clear()
+        check_chain(header.chain, verified=self._verified)
+        if not header.chain or header.chain[-1].version != header.version:
+            raise LedgerError("the chain does not end at the version on offer")
+        if header.manifest.version(MODEL) != header.version:
+            raise LedgerError("the manifest is not that of the version on offer")
+        if header.chain[0].packet != header.id:
+            raise LedgerError("the chain is that of another packet")
+        if header.chain[0].public_key != header.mandate.owner.public_key:
+            raise LedgerError("the chain does not begin with the owner")
+        for estimate in header.skills:
+            if estimate.source is EstimateSource.MPVU:
+                key = self._desk.key_of(estimate.by)
+                if key is not None:
+                    check_verdict(header.id, estimate, key)
+
+    def _accept(self, sender: NodeId, offer: Offer) -> None:
+        manifest = offer.header.manifest
+        held = {t.digest for c in self._held.copies.values() for t in c.header.manifest.tensors}
+        known = tuple(dict.fromkeys(t.digest for t in manifest.tensors if t.digest in held))
+        self._desk.emit(ExpectPacket(sender, offer.key, manifest))
+        self._desk.send(sender, Accept(offer.key, known))
+        at = self._desk.now + 4 * self._desk.config.transfer_timeout_s
+        self._desk.timers.set(("incoming", offer.key), at)
+
+    def received(self, event: PacketReceived) -> None:
+        """Take custody of a packet whose tensors are all here and verified."""
+        coming = self._held.incoming.pop(event.key, None)
+        desk = self._desk
+        if coming is None or event.key in self._held.seen:
+            return
+        desk.timers.cancel(("incoming", event.key))
+        news = desk.news.get(event.key.packet, News())
+        if news.done or event.key.epoch < news.epoch:
+            desk.emit(CancelTransfer(event.key))
+            return
+        offer = coming.offer
+        cost = Cost(0, desk.now - coming.at, event.wire_bytes, 0)
+        header = replace(offer.header, spent=offer.header.spent + cost)
+        row = CustodyRow(event.key, Status.HELD.value, header, coming.sender,
+                         data_of=offer.data_of, onward=offer.onward)  # fmt: skip
+        copy = self._held.take(row, header.chain)
+        desk.send(coming.sender, Custody(event.key))
+        desk.trace("packet.received", packet=event.key.packet, hop=event.key.hop,
+                   epoch=event.key.epoch, sender=coming.sender,
+                   wire_bytes=event.wire_bytes)  # fmt: skip
+        self._steps.watch(copy)
+        self._steps.arrive(copy)

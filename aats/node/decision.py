@@ -1,0 +1,206 @@
+"""DECIDE: what the packet knows, what it asks, and the stop its policy picks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+
+from aats.advert import ProbeMode
+from aats.ids import CustodyKey, NodeId
+from aats.lineage import RecordKind
+from aats.messages import ProbeAsk, ProbeReply, ProbeScores
+from aats.node.commands import SaveCustody
+from aats.node.custody import Copy, Doing, Probing, Status
+from aats.node.desk import Desk
+from aats.node.holdings import Holdings
+from aats.node.requests import RELAY_BYTES, Requests
+from aats.node.steps import Steps
+from aats.node.tasks import ProbeTask
+from aats.packet import Cost, Header
+from aats.payload import MODEL, REFERENCE
+from aats.routing.observe import observe
+from aats.routing.policy import Choice, Observation, Phase, StopKind
+from aats.topology.drrt import cut
+from aats.topology.stops import Candidate
+
+RETRY_MAX_S = 8.0
+"""Cap of the doubling wait of a packet that finds no way."""
+
+
+class Decision:
+    """Chooses next stops by each packet's own policy."""
+
+    def __init__(self, desk: Desk, held: Holdings, steps: Steps) -> None:
+        self._desk, self._held, self._steps = desk, held, steps
+        self._requests: Requests
+
+    def attach(self, requests: Requests) -> None:
+        """Set the part through which probes are asked."""
+        self._requests = requests
+
+    def decide(self, copy: Copy) -> None:
+        """Look around, probe what the policy wants probed, then choose."""
+        desk, header = self._desk, copy.header
+        if header.hop == 0 and desk.now - desk.quiet_since < desk.config.settle_s:
+            self._wait(copy, "the map to settle", desk.config.settle_s)
+            return
+        observation = self._observe(copy, {})
+        policy = desk.policies(header.mandate.policy)
+        rng = desk.decision_rng(header.mandate.seed, header.hop, header.epoch, "probe")
+        wanted = policy.wants_probes(observation, rng) if observation.phase is Phase.SEEK else []
+        decision = copy.decision = Probing()
+        copy.doing = Doing.PROBING
+        for index in wanted:
+            self._probe(copy, decision, observation, index)
+        if decision.open:
+            desk.timers.set(("probe", copy.key), desk.now + desk.config.probe_timeout_s)
+        else:
+            self._choose(copy)
+
+    def _observe(self, copy: Copy, probes: dict[NodeId, ProbeScores]) -> Observation:
+        desk = self._desk
+        topology = cut(desk.map, copy.header, desk.node, desk.now)
+        copy.avoid = {n: t for n, t in copy.avoid.items() if t > desk.now}
+        seen = tuple(self._out_of_reach(copy, c) for c in topology.candidates)
+        return observe(copy.header, replace(topology, candidates=seen), desk.now, probes=probes)
+
+    def _out_of_reach(self, copy: Copy, candidate: Candidate) -> Candidate:
+        """Return the candidate, out of reach if it, or the way to it, failed a moment ago."""
+        if candidate.node in copy.avoid or (candidate.path and candidate.path[0] in copy.avoid):
+            return replace(candidate, path=(), transfer_s=inf)
+        return candidate
+
+    def _probe(self, copy: Copy, decision: Probing, seen: Observation, index: int) -> None:
+        desk, header = self._desk, copy.header
+        candidate = seen.candidates[index]
+        tensors = [t for t in header.manifest.tensors if t.name.startswith((MODEL, REFERENCE))]
+        size = sum(t.size for t in tensors)
+        advert = desk.map.advert(candidate.node)
+        if not candidate.probe_allowed or candidate.node == desk.node or advert is None:
+            return
+        minibatch = advert.policy.probe is ProbeMode.MINIBATCH
+        if size > desk.config.probe_max_bytes and not minibatch:
+            return
+        skills = tuple(t.skill for t in header.mandate.requirement)
+        ask = ProbeAsk(header.id, header.version, header.mandate.architecture, skills,
+                       header.mandate.seed + header.hop)  # fmt: skip
+        request = f"probe/{copy.key}/{candidate.node}"
+        sent = self._requests.ask_probe(request, candidate.path[-1], ask, copy.key)
+        if sent:
+            decision.open.add(candidate.node)
+            decision.bytes += sent + (0 if minibatch else size * max(1, len(candidate.path)))
+
+    def probe_replied(self, request: str, sender: NodeId, reply: ProbeReply) -> None:
+        """Take a reply to one of our probes; late ones are ignored."""
+        for copy in list(self._held.copies.values()):
+            for candidate in copy.decision.open if copy.decision else ():
+                if request == f"probe/{copy.key}/{candidate}":
+                    assert copy.decision is not None
+                    copy.decision.bytes += RELAY_BYTES + len(reply.tensors)
+                    if reply.tensors and reply.scores is None:
+                        self._score_batch(copy, candidate, reply)
+                    else:
+                        self.probed(copy.key, candidate, reply)
+                    return
+
+    def _score_batch(self, copy: Copy, candidate: NodeId, reply: ProbeReply) -> None:
+        header = copy.header
+        skills = tuple(t.skill for t in header.mandate.requirement)
+        ask = ProbeAsk(header.id, header.version, header.mandate.architecture, skills,
+                       header.mandate.seed + header.hop)  # fmt: skip
+        self._desk.run("journey", (copy.key, candidate), ProbeTask(ask, reply, header))
+
+    def probed(self, key: CustodyKey, candidate: NodeId, reply: ProbeReply) -> None:
+        """Take the scores of a candidate, or its refusal; the last one leads to the choice."""
+        copy = self._held.copies.get(key)
+        decision = copy.decision if copy else None
+        if copy is None or decision is None or candidate not in decision.open:
+            return
+        decision.open.discard(candidate)
+        scores = reply.scores
+        if scores is not None:
+            decision.scores[candidate] = scores
+        self._desk.trace(
+            "probe.finished", packet=key.packet, hop=key.hop, candidate=candidate,
+            refused=reply.refused, gain=scores.gain if scores else None,
+            loss=scores.loss if scores else None,
+            alignment=scores.alignment if scores else None,
+        )  # fmt: skip
+        if not decision.open:
+            self._choose(copy)
+
+    def _choose(self, copy: Copy) -> None:
+        desk = self._desk
+        desk.timers.cancel(("probe", copy.key))
+        decision = copy.decision or Probing()
+        copy.decision = None
+        if decision.bytes:
+            header = copy.header
+            spent = header.spent + Cost(bytes=decision.bytes)
+            probed = header.probe_bytes + decision.bytes
+            header = replace(header, spent=spent, probe_bytes=probed)
+            copy.change(Status.WORKED, header=header)
+        header = copy.header
+        observation = self._observe(copy, decision.scores)
+        policy = desk.policies(header.mandate.policy)
+        rng = desk.decision_rng(header.mandate.seed, header.hop, header.epoch, "choose")
+        choice = policy.choose(observation, rng)
+        candidate = observation.candidates[choice.index]
+        self._trace_decision(copy, observation, choice)
+        copy.doing = Doing.NOTHING
+        if not candidate.path:
+            self._stay(copy, candidate.kind, candidate.node)
+            return
+        data_of = candidate.node if candidate.kind is StopKind.DATA else NodeId("")
+        row = copy.change(Status.WORKED, chosen=candidate.path, data_of=data_of)
+        desk.emit(SaveCustody(row))
+        self._steps.offer(copy)
+
+    def _trace_decision(self, copy: Copy, observation: Observation, choice: Choice) -> None:
+        candidate = observation.candidates[choice.index]
+        self._desk.trace(
+            "decision", packet=copy.key.packet, hop=copy.header.hop,
+            phase=observation.phase.value, chosen=candidate.node, stop=candidate.kind.value,
+            path=list(candidate.path), reason=choice.reason, scores=choice.scores,
+            probe_bytes=copy.header.probe_bytes,
+        )  # fmt: skip
+
+    def _stay(self, copy: Copy, kind: StopKind, node: NodeId) -> None:
+        here = node == self._desk.node
+        if here and kind is StopKind.HOME:
+            self._steps.finish(copy)
+        elif here and kind is StopKind.MPVU and not self._measured_here(copy.header):
+            self._steps.verify(copy)
+        else:
+            self.wait(copy, f"a way to {node}" if not here else "another stop")
+
+    def _measured_here(self, header: Header) -> bool:
+        return any(r.kind is RecordKind.VERIFY and r.hop == header.hop for r in header.chain)
+
+    def timed_out(self, key: CustodyKey) -> None:
+        """Decide with the probes at hand."""
+        copy = self._held.copies.get(key)
+        if copy is not None and copy.decision is not None:
+            self._choose(copy)
+
+    def _wait(self, copy: Copy, for_what: str, seconds: float) -> None:
+        copy.doing = Doing.WAITING
+        self._desk.trace("packet.waiting", packet=copy.header.id, hop=copy.header.hop, why=for_what)
+        self._desk.timers.set(("retry", copy.key), self._desk.now + seconds)
+
+    def wait(self, copy: Copy, for_what: str) -> None:
+        """Try again later, each time after a longer while."""
+        wait_s = min(self._desk.config.retry_s * 2**copy.failures, RETRY_MAX_S)
+        copy.failures += 1
+        self._wait(copy, for_what, wait_s)
+
+    def retry(self, key: CustodyKey) -> None:
+        """Go on with a copy that waited."""
+        copy = self._held.copies.get(key)
+        if copy is None or copy.doing is not Doing.WAITING:
+            return
+        copy.doing = Doing.NOTHING
+        if copy.row.chosen:
+            self._steps.offer(copy)
+        else:
+            self.decide(copy)

@@ -1,0 +1,142 @@
+"""MOVE: the sender's side, from the offer until the next node has custody."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+
+from aats.ids import CustodyKey, NodeId
+from aats.messages import Accept, Custody, Offer, RefusalReason, Refuse
+from aats.node.commands import CancelTransfer, SaveCustody, SendPacket
+from aats.node.custody import Copy, Doing, Status
+from aats.node.desk import Desk
+from aats.node.events import TransferFailed
+from aats.node.holdings import Holdings
+from aats.node.steps import Steps
+from aats.packet import Cost
+from aats.wire import sign_header
+
+
+class Departure:
+    """Hands packets on; what does not work out is offered again or re-routed."""
+
+    def __init__(self, desk: Desk, held: Holdings, steps: Steps) -> None:
+        self._desk, self._held, self._steps = desk, held, steps
+
+    def offer(self, copy: Copy) -> None:
+        """Offer the packet to the first node of its chosen path."""
+        desk, row = self._desk, copy.row
+        to = row.chosen[0]
+        if to not in desk.neighbours:
+            self._give_up(copy, f"no link to {to}")
+            return
+        header = copy.header
+        cost = Cost(1, desk.now - copy.since, 0, 0)
+        header = replace(header, hop=header.hop + 1, spent=header.spent + cost)
+        copy.outgoing = sign_header(header, desk.identity)
+        copy.tries = 0
+        self._send_offer(copy)
+
+    def _send_offer(self, copy: Copy) -> None:
+        desk, row = self._desk, copy.row
+        assert copy.outgoing is not None
+        copy.doing = Doing.OFFERING
+        copy.tries += 1
+        desk.send(row.chosen[0], Offer(copy.next_key, copy.outgoing, row.chosen[1:], row.data_of))
+        wait_s = desk.config.offer_timeout_s * 2 ** (copy.tries - 1)
+        desk.timers.set(("offer", copy.key), desk.now + wait_s)
+
+    def timed_out(self, key: CustodyKey) -> None:
+        """Repeat an unanswered offer or an unacknowledged transfer, or give the neighbour up."""
+        copy = self._held.copies.get(key)
+        if copy is None or copy.doing not in (Doing.OFFERING, Doing.SENDING):
+            return
+        if copy.tries >= self._desk.config.offer_tries:
+            self._give_up(copy, f"no answer from {copy.row.chosen[0]}")
+        else:
+            self._send_offer(copy)
+
+    def accepted(self, sender: NodeId, message: Accept) -> None:
+        """Send the tensors the receiver lacks."""
+        copy = self._held.sending(sender, message.key)
+        if copy is None:
+            return
+        copy.doing = Doing.SENDING
+        copy.uncertain = True
+        assert copy.outgoing is not None
+        self._desk.emit(
+            SendPacket(sender, message.key, copy.key, copy.outgoing.manifest, message.known)
+        )
+        size = copy.outgoing.manifest.total
+        link_s = self._desk.map.transfer_s(self._desk.node, (sender,), size)
+        wait_s = self._desk.config.transfer_timeout_s + 3 * (link_s if link_s < inf else 0.0)
+        self._desk.timers.set(("offer", copy.key), self._desk.now + wait_s)
+
+    def refused(self, sender: NodeId, message: Refuse) -> None:
+        """Choose another stop, or drop a copy that is no longer the living one."""
+        copy = self._held.sending(sender, message.key)
+        if copy is None:
+            return
+        self._desk.trace("packet.refused", packet=message.key.packet, hop=copy.header.hop,
+                         by=sender, reason=message.reason.value,
+                         detail=message.detail)  # fmt: skip
+        if message.reason is RefusalReason.DONE:
+            self._held.hear(message.key.packet, message.epoch, done=True)
+        elif message.reason is RefusalReason.OLDER_EPOCH:
+            self._held.hear(message.key.packet, message.epoch, done=False)
+        else:
+            # A refusal is a clear answer: the neighbour has not stored this key.
+            copy.uncertain = False
+            self._give_up(copy, message.reason.value)
+
+    def transfer_failed(self, event: TransferFailed) -> None:
+        """Offer again: the receiver resumes from what it has."""
+        copy = self._held.sending(event.to, event.key)
+        if copy is None or copy.doing is not Doing.SENDING:
+            return
+        self._desk.trace("transfer.failed", packet=event.key.packet, hop=copy.header.hop,
+                         to=event.to, reason=event.reason)  # fmt: skip
+        copy.doing = Doing.OFFERING
+        self._desk.timers.set(("offer", copy.key), self._desk.now + self._desk.config.retry_s)
+
+    def link_down(self, peer: NodeId) -> None:
+        """Re-route what was on its way to a neighbour that is gone, after its time-outs."""
+        for copy in list(self._held.copies.values()):
+            if copy.doing is Doing.SENDING and copy.row.chosen[:1] == (peer,):
+                copy.doing = Doing.OFFERING
+
+    def _give_up(self, copy: Copy, why: str) -> None:
+        """Leave the chosen neighbour out for a while and decide anew.
+
+        If bytes had been sent to it, the epoch rises first: it may have stored them.
+        """
+        desk, row = self._desk, copy.row
+        stop, neighbour = row.chosen[-1], row.chosen[0]
+        until = desk.now + desk.config.avoid_s
+        copy.avoid[neighbour] = until
+        copy.avoid[row.data_of or stop] = until
+        desk.timers.cancel(("offer", copy.key))
+        desk.emit(CancelTransfer(copy.next_key))
+        desk.trace("packet.rerouted", packet=copy.header.id, hop=copy.header.hop,
+                   neighbour=neighbour, why=why)  # fmt: skip
+        header = copy.header
+        if copy.uncertain:
+            header = self._steps.raise_epoch(copy, neighbour)
+        copy.uncertain = False
+        row = copy.change(Status.WORKED, header=header, chosen=(), data_of=NodeId(""))
+        desk.emit(SaveCustody(row))
+        self._steps.retry(copy, "another way")
+
+    def custody_taken(self, sender: NodeId, message: Custody) -> None:
+        """The next node has it: keep ours as the spare, let the spare behind us go."""
+        copy = self._held.sending(sender, message.key)
+        if copy is None:
+            return
+        desk = self._desk
+        desk.timers.cancel(("offer", copy.key))
+        desk.timers.cancel(("alive", copy.key))
+        copy.doing, copy.failures, copy.asked = Doing.NOTHING, 0, 0
+        desk.emit(SaveCustody(copy.change(Status.SPARE)))
+        self._steps.report(copy.row.sender, copy.key)
+        desk.trace("packet.moved", packet=copy.key.packet, hop=copy.next_key.hop, to=sender)
+        desk.timers.set(("silence", copy.key), desk.now + desk.config.silence_s)

@@ -1,0 +1,95 @@
+"""The copies of packets at one node: taken, found, dropped. Shared by the steps of a journey."""
+
+from __future__ import annotations
+
+from aats.ids import CustodyKey, NodeId, PacketId
+from aats.lineage import Record
+from aats.messages import Offer
+from aats.node.commands import CancelTask, CancelTransfer, DropCustody, SaveCustody
+from aats.node.custody import Copy, Doing, Status
+from aats.node.desk import Desk, News
+from aats.node.events import CustodyRow
+
+SEEN_KEPT = 10_000
+"""Keys of dropped copies remembered to answer a repeated offer; oldest fall out."""
+
+
+class Incoming:
+    """An accepted offer whose tensors are on their way."""
+
+    def __init__(self, sender: NodeId, offer: Offer, at: float) -> None:
+        self.sender, self.offer, self.at = sender, offer, at
+
+
+class Holdings:
+    """What one node has of packets, and what it has had."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self.copies: dict[CustodyKey, Copy] = {}
+        self.incoming: dict[CustodyKey, Incoming] = {}
+        self.seen: dict[CustodyKey, None] = {}
+
+    def take(self, row: CustodyRow, records: tuple[Record, ...]) -> Copy:
+        """Take custody of a packet, durably."""
+        copy = Copy(row, since=self._desk.now)
+        self.copies[row.key] = copy
+        self.seen[row.key] = None
+        while len(self.seen) > SEEN_KEPT:
+            self.seen.pop(next(iter(self.seen)))
+        news = self._desk.news.setdefault(row.key.packet, News())
+        news.epoch = max(news.epoch, row.key.epoch)
+        self._desk.emit(SaveCustody(row, records))
+        return copy
+
+    def spare_of(self, key: CustodyKey) -> Copy | None:
+        """Return the spare of what the next node has under `key`."""
+        for copy in self.copies.values():
+            if copy.status is Status.SPARE and copy.next_key == key:
+                return copy
+        return None
+
+    def sending(self, to: NodeId, key: CustodyKey) -> Copy | None:
+        """Return the copy on offer, or on its way, to `to` under `key`."""
+        for copy in self.copies.values():
+            if (
+                copy.doing in (Doing.OFFERING, Doing.SENDING)
+                and copy.next_key == key
+                and copy.row.chosen[:1] == (to,)
+            ):
+                return copy
+        return None
+
+    def incoming_expired(self, key: CustodyKey) -> None:
+        """Forget an accepted offer whose tensors never came; the part file may serve later."""
+        if self.incoming.pop(key, None):
+            self._desk.emit(CancelTransfer(key))
+
+    def hear(self, packet: PacketId, epoch: int, *, done: bool) -> None:
+        """Take in news of a packet and drop every copy that is no longer the living one."""
+        if not self._desk.learn(packet, epoch, done=done):
+            return
+        news = self._desk.news[packet]
+        for copy in [c for c in self.copies.values() if c.key.packet == packet]:
+            finished = copy.status is Status.HOME
+            if not finished and (news.done or copy.header.epoch < news.epoch):
+                self.drop(copy)
+        for key in [k for k in self.incoming if k.packet == packet]:
+            if news.done or key.epoch < news.epoch:
+                self.incoming_expired(key)
+
+    def drop(self, copy: Copy) -> None:
+        """Drop a copy and whatever is going on with it."""
+        desk = self._desk
+        if copy.task and copy.doing is Doing.WORKING:
+            desk.emit(CancelTask(copy.task))
+        if copy.doing is Doing.SENDING:
+            desk.emit(CancelTransfer(copy.next_key))
+        for name in ("alive", "offer", "silence", "retry", "probe"):
+            desk.timers.cancel((name, copy.key))
+        copy.decision = None
+        del self.copies[copy.key]
+        desk.emit(DropCustody(copy.key))
+        if copy.status is not Status.CACHED:
+            desk.trace("packet.dropped", packet=copy.key.packet, hop=copy.key.hop,
+                       status=copy.status.value)  # fmt: skip

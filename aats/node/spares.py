@@ -1,0 +1,108 @@
+"""The spare behind: one more copy until the packet has moved on once more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from aats.ids import CustodyKey, NodeId
+from aats.messages import Alive, Ask, Moved, RefusalReason, Refuse, Superseded
+from aats.node.commands import SaveCustody
+from aats.node.custody import Copy, Status
+from aats.node.desk import Desk
+from aats.node.holdings import Holdings
+from aats.node.steps import Steps
+from aats.packet import Header
+
+
+class Spares:
+    """Keeps spares until they may go, and takes them back when a custodian is lost."""
+
+    def __init__(self, desk: Desk, held: Holdings, steps: Steps) -> None:
+        self._desk, self._held, self._steps = desk, held, steps
+
+    def report(self, to: NodeId, key: CustodyKey) -> None:
+        """Tell the holder of the spare how the copy under `key` stands."""
+        if not to:
+            return
+        copy = self._held.copies.get(key)
+        if copy and copy.status in (Status.HELD, Status.WORKED):
+            self._desk.send(to, Alive(key))
+        elif copy or key in self._held.seen:
+            self._desk.send(to, Moved(key))
+        else:
+            self._desk.send(to, Refuse(key, RefusalReason.UNKNOWN))
+
+    def say_alive(self, key: CustodyKey) -> None:
+        """Give the spare's holder a sign of life (timer)."""
+        copy = self._held.copies.get(key)
+        if copy and copy.status in (Status.HELD, Status.WORKED):
+            self.report(copy.row.sender, key)
+            self.watch(copy)
+
+    def asked(self, sender: NodeId, message: Ask) -> None:
+        """Answer the holder of a spare."""
+        if message.key in self._held.incoming:
+            return
+        self.report(sender, message.key)
+
+    def moved(self, sender: NodeId, message: Moved) -> None:
+        """The custodian has moved the packet on: our spare is no longer needed."""
+        copy = self._held.spare_of(message.key)
+        if copy is None or copy.row.chosen[:1] != (sender,):
+            return
+        self._desk.timers.cancel(("silence", copy.key))
+        self._desk.emit(SaveCustody(copy.change(Status.CACHED)))
+        cached = [c for c in self._held.copies.values() if c.status is Status.CACHED]
+        same = [c for c in cached if c.key.packet == copy.key.packet and c is not copy]
+        extra = cached[: max(0, len(cached) - self._desk.config.cached_copies)]
+        for old in {id(c): c for c in same + extra}.values():
+            self._held.drop(old)
+
+    def alive(self, sender: NodeId, message: Alive) -> None:
+        """The custodian lives: leave the spare where it is."""
+        copy = self._held.spare_of(message.key)
+        if copy is not None and copy.row.chosen[:1] == (sender,):
+            copy.asked = 0
+            at = self._desk.now + self._desk.config.silence_s
+            self._desk.timers.set(("silence", copy.key), at)
+
+    def silent(self, key: CustodyKey) -> None:
+        """Ask a custodian that fell silent; take the spare back when it does not answer."""
+        copy = self._held.copies.get(key)
+        if copy is None or copy.status is not Status.SPARE:
+            return
+        custodian = copy.row.chosen[0]
+        if copy.asked >= self._desk.config.silence_tries:
+            self.lost(custodian, copy.next_key)
+            return
+        copy.asked += 1
+        self._desk.send(custodian, Ask(copy.next_key))
+        self._desk.timers.set(("silence", key), self._desk.now + self._desk.config.alive_s)
+
+    def lost(self, custodian: NodeId, key: CustodyKey) -> None:
+        """Take our spare back: the custodian has lost the packet, or is lost itself."""
+        copy = self._held.spare_of(key)
+        if copy is None or copy.row.chosen[:1] != (custodian,):
+            return
+        self._desk.timers.cancel(("silence", copy.key))
+        header = self.raise_epoch(copy, custodian)
+        copy.since = self._desk.now
+        copy.avoid[custodian] = self._desk.now + self._desk.config.avoid_s
+        row = copy.change(Status.WORKED, header=header, chosen=(), data_of=NodeId(""))
+        self._desk.emit(SaveCustody(row))
+        self.watch(copy)
+        self._steps.decide(copy)
+
+    def watch(self, copy: Copy) -> None:
+        """Give signs of life to the holder of the spare from now on."""
+        if copy.row.sender:
+            self._desk.timers.set(("alive", copy.key), self._desk.now + self._desk.config.alive_s)
+
+    def raise_epoch(self, copy: Copy, custodian: NodeId) -> Header:
+        """Return the header under a higher epoch, and tell the network of it."""
+        header = replace(copy.header, epoch=copy.header.epoch + 1)
+        desk = self._desk
+        desk.notice(header.id, header.epoch, done=False)
+        desk.send(custodian, Superseded(header.key))
+        desk.trace("packet.regenerated", packet=header.id, hop=header.hop, epoch=header.epoch)
+        return header

@@ -1,0 +1,40 @@
+"""The steps of a packet's journey, as each of them knows the others."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from aats.ids import CustodyKey, NodeId
+from aats.node.custody import Copy
+from aats.packet import Header
+
+
+class Steps(Protocol):
+    """What may follow a step. `aats.node.journey.Journey` joins them."""
+
+    def arrive(self, copy: Copy) -> None:
+        """ARRIVE: see what the packet wants here, and start it."""
+
+    def verify(self, copy: Copy) -> None:
+        """Measure the packet's model on our test set."""
+
+    def decide(self, copy: Copy) -> None:
+        """DECIDE: choose the next stop."""
+
+    def retry(self, copy: Copy, for_what: str) -> None:
+        """Wait, longer each time, then go on."""
+
+    def offer(self, copy: Copy) -> None:
+        """MOVE: offer the packet to the first node of its chosen path."""
+
+    def finish(self, copy: Copy) -> None:
+        """HOME: the packet's journey ends here."""
+
+    def watch(self, copy: Copy) -> None:
+        """Give signs of life to the holder of the spare from now on."""
+
+    def report(self, to: NodeId, key: CustodyKey) -> None:
+        """Tell the holder of the spare how the copy under `key` stands."""
+
+    def raise_epoch(self, copy: Copy, custodian: NodeId) -> Header:
+        """Return the header under a higher epoch, and tell the network of it."""
