@@ -376,7 +376,7 @@ class SimulatedWorld:
 
     def deliver(self, node: NodeId, header: Header) -> None:
         """Hand a packet to its owner's application."""
-        payload = self.nodes[node].store.payloads[header.key]
+        payload = self.nodes[node].store.payload_of(header)
         self.deliveries.append(Delivery(node, self.now, header, payload))
 
     # --- observation ---

@@ -288,8 +288,8 @@ class SimulatedNode:
 
     def _work(self, command: RunTask) -> tuple[Event, float]:
         assert self.worker is not None, "a crash clears the line"
-        key = packet_of(command.task)
-        payload = self.store.payloads[key] if key else Payload()
+        header: Header | None = getattr(command.task, "header", None)
+        payload = self.store.payload_of(header) if header else Payload()
         try:
             work = self.worker(command.task, payload)
         except AatsError as error:
@@ -312,12 +312,6 @@ class SimulatedNode:
             self._working[1].cancel()
             self._working = None
             self._next_task()
-
-
-def packet_of(task: Task) -> CustodyKey | None:
-    """Return the key of the packet a task is about, None if it is about none that is here."""
-    header: Header | None = getattr(task, "header", None)
-    return header.key if header else None
 
 
 def effort(result: Result) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from aats.ids import CustodyKey
 from aats.lineage import Record
 from aats.node.events import CustodyRow
+from aats.packet import Header
 from aats.payload import Manifest, Payload
 
 
@@ -94,6 +95,19 @@ class MemoryStore:
         if part is None or part.manifest != manifest:
             part = self.parts[key] = Part(manifest)
         return part
+
+    def payload_of(self, header: Header) -> Payload:
+        """Return the payload of the copy here that has this header's key.
+
+        A copy whose epoch has risen still lies under the key it came with.
+
+        Raises:
+            StoreError: If there is none.
+        """
+        for row in self.rows.values():
+            if row.header.key == header.key:
+                return self.payloads[row.key]
+        raise StoreError(f"no copy of {header.key} here")
 
     def holds(self, digest: bytes) -> bool:
         """Return whether some payload here has a tensor of that digest."""

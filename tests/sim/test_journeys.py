@@ -1,0 +1,213 @@
+"""Packets come home whatever crashes, drops, doubles or parts: random schedules, small worlds."""
+
+import random
+from collections import Counter
+from collections.abc import Collection
+from math import inf
+
+import networkx as nx
+import pytest
+
+from aats.advert import Role
+from aats.ids import NodeId
+from aats.ledger.record import check_chain
+from aats.lineage import Record, RecordKind
+from aats.messages import Custody, Offer
+from aats.node.commands import Command, RunTask, SaveCustody, SendMessage, SendPacket
+from aats.node.events import Event
+from aats.packet import Header, Plugin
+from aats.replay import Divergence, EventLog, replay
+from aats.routing.agent import Action
+from aats.routing.policy import Choice, Observation
+from aats.sim.link import LinkSpec
+from aats.sim.node import SimulatedNode
+from aats.testing.worlds import SHAPES, SmallWorld, small_world, tally_packet
+
+QUICK, FULL = 60, 500
+LIMIT_S = 4000.0
+AFTER_S = 40.0
+"""How long a world runs on after the packet is home, for a second delivery to show."""
+
+
+class Wanderer:
+    """Picks any legal stop."""
+
+    name = "random"
+
+    def wants_probes(self, observation: Observation, rng: random.Random) -> list[int]:
+        return observation.legal()[:1] if rng.random() < 0.2 else []
+
+    def choose(self, observation: Observation, rng: random.Random) -> Choice:
+        return Choice(rng.choice(observation.legal()), "any")
+
+
+class Plain:
+    """Trains where there is data, verifies where that is done, ends at its owner."""
+
+    name = "train"
+
+    def arrive(
+        self, header: Header, roles_here: Collection[Role], has_wanted_data: bool, now: float
+    ) -> Action:
+        if Role.OWNER in roles_here:
+            return Action.FINISH if header.requirement_met or header.hops_left < 2 else Action.PASS
+        if Role.MPVU in roles_here:
+            return Action.VERIFY
+        return Action.TRAIN if has_wanted_data else Action.PASS
+
+
+def make(pairs: list[tuple[int, int]], seed: int, link: LinkSpec, **more: object) -> SmallWorld:
+    return small_world(
+        pairs,
+        policies=lambda plugin: Wanderer(),
+        agents=lambda kind: Plain(),
+        seed=seed,
+        link=link,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+A, B = NodeId("a"), NodeId("b")
+
+
+def crash_at(moment: str, count: int, back_s: float, victims: set[NodeId], small: SmallWorld):
+    """A hook that crashes a node the `count`-th time a moment comes, and restarts it later."""
+    left = [count]
+
+    def is_it(what: Event | Command | None) -> bool:
+        match moment, what:
+            case "offered", SendMessage(message=Offer()):
+                return True
+            case "sending", SendPacket():
+                return True
+            case "stored", SaveCustody(row=row):
+                return row.status == "held"
+            case "working", RunTask():
+                return True
+            case "worked", SaveCustody(row=row):
+                return row.status == "worked" and bool(row.chosen)
+            case "acknowledged", SendMessage(message=Custody()):
+                return True
+            case "released", SaveCustody(row=row):
+                return row.status == "spare"
+            case _:
+                return False
+
+    def hook(node: SimulatedNode, what: Event | Command | None) -> None:
+        if left[0] and node.is_up and node.node in victims and is_it(what):
+            left[0] -= 1
+            if not left[0]:
+                small.world.crash(node.node)
+                small.world.restart(node.node, small.world.now + back_s)
+
+    return hook
+
+
+MOMENTS = ("offered", "sending", "stored", "working", "worked", "acknowledged", "released")
+
+
+def schedule(seed: int) -> SmallWorld:
+    """A small world with everything that goes wrong in it."""
+    rng = random.Random(f"schedule/{seed}")
+    shape = rng.choice(sorted(SHAPES))
+    count = rng.randint(4, 8)
+    pairs = SHAPES[shape](count)
+    link = LinkSpec(
+        A, B, rng.choice([1e5, 1e6, 1e7]), rng.choice([0.001, 0.02, 0.2]),
+        loss=rng.choice([0.0, 0.05, 0.2]), duplicate=rng.choice([0.0, 0.1]),
+        jitter_s=rng.choice([0.0, 0.1]), reorder=rng.choice([0.0, 0.1]),
+    )  # fmt: skip
+    small = make(pairs, seed, link, transit=[2] if rng.random() < 0.3 and count > 5 else [])
+    world, nodes = small.world, small.nodes
+    for _ in range(rng.randint(0, 3)):
+        at = rng.uniform(0.0, 60.0)
+        node = rng.choice(nodes)
+        world.crash(node, at)
+        world.restart(node, at + rng.uniform(0.2, 40.0))
+    for _ in range(rng.randint(0, 2)):
+        moment, nth = rng.choice(MOMENTS), rng.randint(1, 6)
+        world.hooks.append(crash_at(moment, nth, rng.uniform(0.2, 40.0), set(nodes), small))
+    for _ in range(rng.randint(0, 2)):
+        at = rng.uniform(0.0, 60.0)
+        group = rng.sample(nodes, rng.randint(1, count - 1))
+        world.partition(group, at, at + rng.uniform(0.5, 40.0))
+    graph = nx.Graph(pairs)
+    mortal = [i for i in range(1, count) if i not in set(nx.articulation_points(graph))]
+    if mortal and rng.random() < 0.4:
+        world.crash(nodes[rng.choice(mortal)], rng.uniform(0.0, 60.0), for_good=True)
+    return small
+
+
+def run_home(small: SmallWorld, seed: int) -> Header:
+    """Run a packet until it is home and a while longer; check what must hold then."""
+    world = small.world
+    header, payload = tally_packet(small, seed=seed, budget=BUDGET)
+    world.submit(small.owner, header, payload, at=1.0)
+    world.start()
+    assert world.run(LIMIT_S, lambda: bool(world.deliveries)), "the packet did not come home"
+    world.run(world.now + AFTER_S)
+    assert len(world.deliveries) == 1
+    home = world.deliveries[0].header
+    check(small, home)
+    return home
+
+
+BUDGET = tally_packet.__kwdefaults__["budget"]
+
+
+def check(small: SmallWorld, home: Header) -> None:
+    keys = {node: identity.public_key for node, identity in small.identities.items()}
+    check_chain(home.chain, keys)
+    assert home.chain[0].kind is RecordKind.INIT
+    assert home.chain[-1].kind is RecordKind.HOME
+    effects = [r for r in home.chain if r.kind in (RecordKind.TRAIN, RecordKind.ROLLED_BACK)]
+    assert len({r.hop for r in effects}) == len(effects), "a hop took effect twice"
+    everywhere: dict[str, Record] = {}
+    for node in small.world.nodes.values():
+        everywhere.update(node.store.records)
+    counts = Counter(
+        (r.packet, r.hop, r.epoch) for r in everywhere.values() if r.kind is RecordKind.TRAIN
+    )
+    assert max(counts.values(), default=0) <= 1, "a (packet, hop, epoch) took effect twice"
+
+
+def test_a_packet_on_a_quiet_network_comes_home_with_its_requirement_met() -> None:
+    small = make(SHAPES["ring"](6), 0, LinkSpec(A, B, 1e7, 0.02))
+    home = run_home(small, 0)
+    assert home.requirement_met
+    assert small.world.deliveries[0].at < 60.0
+
+
+@pytest.mark.parametrize("seed", range(QUICK))
+def test_a_packet_comes_home_under_any_schedule(seed: int) -> None:
+    run_home(schedule(seed), seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(QUICK, FULL))
+def test_a_packet_comes_home_under_many_more_schedules(seed: int) -> None:
+    run_home(schedule(seed), seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_seed_gives_one_trace(seed: int) -> None:
+    traces = []
+    for _ in range(2):
+        small = schedule(seed)
+        run_home(small, seed)
+        traces.append("\n".join(small.world.lines))
+    assert traces[0] == traces[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_core_is_rebuilt_from_its_event_log(seed: int, tmp_path) -> None:
+    small = schedule(seed)
+    small.world.logs.update((node, EventLog()) for node in small.nodes)
+    run_home(small, seed)
+    for name, node in small.world.nodes.items():
+        path = tmp_path / name
+        small.world.logs[name].save(path)
+        core = replay(EventLog.load(path), node.parts.make_core)
+        assert not isinstance(core, Divergence), core
+        if node.core is not None:
+            assert core.snapshot() == node.core.snapshot()
