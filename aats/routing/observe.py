@@ -108,9 +108,7 @@ def phase(header: Header, now: float, *, hops_home: int = 0) -> Phase:
     return Phase.VERIFY if ready else Phase.SEEK
 
 
-def _phase_here(
-    header: Header, kept: Sequence[Candidate], here: NodeId, now: float
-) -> Phase:
+def _phase_here(header: Header, kept: Sequence[Candidate], here: NodeId, now: float) -> Phase:
     now_phase = phase(header, now, hops_home=_hops_home(kept))
     work = [c for c in kept if c.kind is not StopKind.HOME and _is_reachable(c)]
     if work and not any(_is_affordable(header, c, _hops_home(kept)) for c in work):
@@ -142,9 +140,7 @@ def _shortfall(header: Header, target: Target) -> float:
     verdicts = (
         s.value
         for s in header.skills
-        if s.skill == target.skill
-        and s.metric == target.metric
-        and s.source is EstimateSource.MPVU
+        if s.skill == target.skill and s.metric == target.metric and s.source is EstimateSource.MPVU
     )
     return max(0.0, max((target.value - value for value in verdicts), default=0.0))
 
@@ -181,8 +177,7 @@ def legal(header: Header, candidates: Sequence[Candidate], now_phase: Phase) -> 
 
     def of(kind: StopKind, *, but: NodeId | None = None) -> list[bool]:
         return [
-            ok and c.kind is kind and c.node != but
-            for c, ok in zip(candidates, open_, strict=True)
+            ok and c.kind is kind and c.node != but for c, ok in zip(candidates, open_, strict=True)
         ]
 
     choices: list[list[bool]] = []

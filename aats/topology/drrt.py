@@ -158,9 +158,7 @@ class _Query:
         return self.map.path(self.here, stop, self.size_bytes)
 
     def _past(self, node: NodeId, *, is_data: bool) -> _Past:
-        entries = [
-            e for e in self.header.journal if e.node == node and is_data_visit(e) is is_data
-        ]
+        entries = [e for e in self.header.journal if e.node == node and is_data_visit(e) is is_data]
         if not entries:
             return _Past()
         last = entries[-1]

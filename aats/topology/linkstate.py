@@ -278,9 +278,7 @@ class LinkState:
 
     # --- receiving ----------------------------------------------------------------------------
 
-    def _receive_flood(
-        self, sender: NodeId, adverts: Iterable[SignedAdvert], now: float
-    ) -> None:
+    def _receive_flood(self, sender: NodeId, adverts: Iterable[SignedAdvert], now: float) -> None:
         link = self._links.get(sender)
         latency_s = link.latency_s if link else 0.0
         fresh, newer_here = [], []
@@ -358,9 +356,7 @@ class LinkState:
             self._pinned[origin] = advert.public_key
         return advert
 
-    def _receive_summary(
-        self, sender: NodeId, entries: Iterable[SummaryEntry], now: float
-    ) -> None:
+    def _receive_summary(self, sender: NodeId, entries: Iterable[SummaryEntry], now: float) -> None:
         behind: list[NodeId] = []
         ahead: list[_Entry] = []
         for line in entries:

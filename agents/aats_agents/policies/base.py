@@ -1,0 +1,160 @@
+"""What routing policies share: errands that need no policy, costs, ranks, whom to probe."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from aats.messages import ProbeScores
+from aats.routing.policy import Candidate, Choice, Observation, Phase, StopKind
+
+NEVER = 1_000
+"""Hops since the last visit that a node never visited counts as."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A legal data node: its index in the observation, and itself."""
+
+    index: int
+    candidate: Candidate
+    probe: ProbeScores | None
+
+    @property
+    def cost_s(self) -> float:
+        """Seconds to go there and work."""
+        return self.candidate.transfer_s + self.candidate.compute_s
+
+    @property
+    def hops_since(self) -> int:
+        """Hops since the last visit; many for a node never visited."""
+        return self.candidate.hops_since if self.candidate.visits else NEVER
+
+
+def data_options(observation: Observation) -> list[Option]:
+    """Return the legal data nodes, in the observation's order."""
+    return [
+        Option(i, c, observation.probes.get(c.node))
+        for i in observation.legal()
+        if (c := observation.candidates[i]).kind is StopKind.DATA
+    ]
+
+
+def errand(observation: Observation) -> Choice | None:
+    """Return the choice where there is nothing to choose by metric, else None.
+
+    Verification and the way home are the same for every policy: the cheapest legal stop.
+    """
+    legal = observation.legal()
+    kinds = {observation.candidates[i].kind for i in legal}
+    if StopKind.DATA in kinds:
+        return None
+    costs = {i: _cost_s(observation.candidates[i]) for i in legal}
+    index = min(legal, key=lambda i: (costs[i], observation.candidates[i].node))
+    stop = observation.candidates[index]
+    if stop.kind is StopKind.MPVU:
+        reason = f"every target is believed met: {stop.node} is the cheapest MPVU in reach"
+    elif observation.phase is Phase.RETURN:
+        reason = f"the work is done or the budget is: home to {stop.node}"
+    else:
+        reason = f"no data node and no MPVU in reach: home to {stop.node}"
+    return Choice(index, reason, {observation.candidates[i].node: -costs[i] for i in legal})
+
+
+def choose_by(scores: dict[int, float], observation: Observation, reason: str) -> Choice:
+    """Return the choice of the highest score; of equal ones the lowest index.
+
+    `reason` may use {node} and {score}.
+    """
+    index = max(scores, key=lambda i: (scores[i], -i))
+    node = observation.candidates[index].node
+    return Choice(
+        index,
+        reason.format(node=node, score=f"{scores[index]:.4g}"),
+        {observation.candidates[i].node: float(score) for i, score in scores.items()},
+    )
+
+
+def least_visited(observation: Observation, why: str = "") -> Choice:
+    """Return the data node visited least, of those the longest ago, of those the cheapest."""
+    options = data_options(observation)
+    best = min(
+        options,
+        key=lambda o: (o.candidate.visits, -o.hops_since, o.cost_s, o.candidate.node),
+    )
+    visits = best.candidate.visits
+    times = "never visited" if not visits else f"visited least ({visits} times)"
+    scores = {o.candidate.node: -float(o.candidate.visits) for o in options}
+    return Choice(best.index, f"{why}{best.candidate.node} was {times}", scores)
+
+
+def probe_order(observation: Observation, count: int, rng: random.Random) -> list[int]:
+    """Return up to `count` legal data nodes worth a probe: stalest first, ties spread by chance.
+
+    Left out are nodes that refuse probes, were probed already, or hurt the model.
+    """
+    worth = [
+        o
+        for o in data_options(observation)
+        if o.candidate.probe_allowed and o.probe is None and not o.candidate.hurt
+    ]
+    draws = {o.index: rng.random() for o in worth}
+    worth.sort(key=lambda o: (-o.hops_since, draws[o.index]))
+    return [o.index for o in worth[:count]]
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """Return each value's rank among them, 0 the lowest to 1 the highest; ties share the mean."""
+    if len(values) < 2:
+        return [1.0] * len(values)
+    ordered = sorted(values)
+    low = {v: i for i, v in reversed(list(enumerate(ordered)))}
+    high = {v: i for i, v in enumerate(ordered)}
+    return [(low[v] + high[v]) / 2 / (len(values) - 1) for v in values]
+
+
+def relative_costs(options: Iterable[Option], *, most: float) -> list[float]:
+    """Return each option's cost over the median one, kept within 1/most..most."""
+    costs = [max(o.cost_s, 1e-9) for o in options]
+    usual = median(costs) if costs else 1.0
+    return [min(most, max(1 / most, cost / usual)) for cost in costs]
+
+
+def num_classes(observation: Observation) -> int:
+    """Return the number of classes that adverts and past training tell of, at least 2."""
+    shown = (h for c in observation.candidates for h in c.labels.values())
+    return max(2, *map(len, (*shown, *observation.labels_used.values(), (), ())))
+
+
+def balances(options: Sequence[Option], observation: Observation) -> list[float]:
+    """Return for each option how even the classes used would be after a visit, 0-1.
+
+    Entropy of what was used plus what the node has, over that of equal classes, mean over the
+    skills whose histogram it shows; 0 for a node that shows none.
+    """
+    return [
+        sum(
+            _evenness(histogram, observation.labels_used.get(skill, ()))
+            for skill, histogram in sorted(o.candidate.labels.items())
+        )
+        / max(1, len(o.candidate.labels))
+        for o in options
+    ]
+
+
+def _evenness(histogram: Sequence[float], used: Sequence[float]) -> float:
+    if len(used) != len(histogram):
+        used = [0.0] * len(histogram)
+    counts = [h + u for h, u in zip(histogram, used, strict=True)]
+    total = sum(counts)
+    if total <= 0 or len(counts) < 2:
+        return 0.0
+    entropy = -math.fsum(c / total * math.log(c / total) for c in counts if c > 0)
+    return entropy / math.log(len(counts))
+
+
+def _cost_s(candidate: Candidate) -> float:
+    return candidate.transfer_s + candidate.compute_s
