@@ -82,7 +82,7 @@ class Spread:
 
     nodes: dict[str, SkillData]
     reference: Batch
-    """Clean rows, classes near to equal: the small trusted set that packets carry."""
+    """Clean rows, classes as in the whole: the small trusted set that packets carry."""
     test: Batch
     """Clean rows nobody on the network holds, for an independent measurement."""
     classes: tuple[str, ...]
@@ -125,7 +125,7 @@ def spread(
     pool = np.setdiff1d(np.arange(len(data)), aside)
     if reference > len(pool):
         raise DataError(f"{data.name}: reference {reference}, but {len(pool)} rows are there")
-    trusted = pool[balanced_rows(data.y[pool], reference, seed)]
+    trusted = pool[stratified_rows(data.y[pool], reference, seed)]
     rest = data.take(np.setdiff1d(pool, trusted))
     dealt = deal(rest, parts, scheme=partition.name, seed=seed, **partition.params)
     nodes = {
@@ -229,20 +229,22 @@ def drifted(x: FloatArray, drift: float, rng: np.random.Generator) -> FloatArray
     return moved
 
 
-def balanced_rows(y: IntArray, samples: int, seed: int) -> IntArray:
-    """Return `samples` rows with the classes as near to equal as the rows allow, sorted.
+def stratified_rows(y: IntArray, samples: int, seed: int) -> IntArray:
+    """Return `samples` rows with the classes in the proportion of the whole, sorted.
 
     Raises:
         DataError: If there are fewer rows.
     """
     if samples > len(y):
         raise DataError(f"{samples} rows wanted, {len(y)} are there")
-    shuffled = np.random.default_rng([seed, 3]).permutation(len(y))
-    rank = np.zeros(len(y), dtype=np.int64)
-    for label in np.unique(y):
-        of_class = shuffled[y[shuffled] == label]
-        rank[of_class] = np.arange(len(of_class))
-    return np.sort(shuffled[np.argsort(rank[shuffled], kind="stable")][:samples])
+    if not samples:
+        return np.zeros(0, dtype=np.int64)
+    rng = np.random.default_rng([seed, 3])
+    counts = _apportion(samples, np.bincount(y).astype(np.float64))
+    chosen = [
+        rng.permutation(np.flatnonzero(y == label))[:count] for label, count in enumerate(counts)
+    ]
+    return np.sort(np.concatenate(chosen))
 
 
 def _settings(scheme: str, params: dict[str, Any]) -> dict[str, Any]:

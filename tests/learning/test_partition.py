@@ -8,12 +8,12 @@ from aats.learning.datasets import Dataset, load_dataset
 from aats.learning.partition import (
     PARTITIONERS,
     Part,
-    balanced_rows,
     deal,
     drifted,
     mislabelled,
     node_skill,
     spread,
+    stratified_rows,
 )
 from aats.packet import Plugin
 
@@ -176,12 +176,12 @@ def test_a_nodes_corruption_is_its_own() -> None:
     assert not np.array_equal(a.train_y, other.train_y)
 
 
-def test_reference_rows_are_balanced() -> None:
+def test_reference_rows_have_the_class_mix_of_the_whole() -> None:
     y = np.array([0] * 90 + [1] * 10)
-    assert np.bincount(y[balanced_rows(y, 20, 0)]).tolist() == [10, 10]
-    assert np.bincount(y[balanced_rows(y, 40, 0)]).tolist() == [30, 10]
+    assert np.bincount(y[stratified_rows(y, 20, 0)]).tolist() == [18, 2]
+    assert len(stratified_rows(y, 0, 0)) == 0
     with pytest.raises(DataError, match="101 rows wanted, 100 are there"):
-        balanced_rows(y, 101, 0)
+        stratified_rows(y, 101, 0)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
