@@ -1,5 +1,6 @@
 """The scenario file: one TOML for every world. See `aats.config.scenario` for every key."""
 
+from aats.config.load import build, load_scenario
 from aats.config.scenario import (
     Budget,
     DataConfig,
@@ -20,5 +21,5 @@ from aats.config.scenario import (
 __all__ = [
     "Budget", "DataConfig", "FaultConfig", "FaultKind", "HeldData", "LiveConfig", "MpvuConfig",
     "NodeConfig", "PacketConfig", "Scenario", "SimConfig", "SkillConfig", "TopologyConfig",
-    "TrainingConfig",
+    "TrainingConfig", "build", "load_scenario",
 ]  # fmt: skip

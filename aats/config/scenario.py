@@ -41,13 +41,17 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class TopologyConfig:
-    """`[topology]`: who is joined to whom. Exactly one of `generator`, `edges`, `file`."""
+    """`[topology]`: who is joined to whom. One of `generator`, `edges`, `file`.
+
+    In a loaded scenario it is resolved: `names` and `edges` with all their figures.
+    """
 
     generator: Plugin | None = None
     """A generator of `aats.topology.generate` with its parameters, e.g.
     `{ name = "ring", nodes = 8 }`."""
     names: tuple[NodeId, ...] = ()
-    """Names for a generator's nodes, in order; n0, n1, ... if empty."""
+    """The nodes in order: a generator's (n0, n1, ... if empty), or those of `edges` and any that
+    have no link."""
     edges: tuple[Edge, ...] = ()
     """Pairs `["A", "B"]`, or `["A", "B", { latency_ms = 9, bandwidth_mbps = 50, loss = 0.01 }]`."""
     file: str = ""
@@ -63,11 +67,15 @@ class HeldData:
     share: NotNegative = 1.0
     """Weight against the other holders where the partitioner lets sizes vary; 0: holds none."""
     samples: Count = 0
-    """At most so many training samples; 0: what the partition gives."""
+    """Rows, training and held-out together; 0: by `share`, or the whole group."""
     group: str = ""
     """Takes the rows of this site of the source (a hospital) instead of a part of the partition."""
+    mix: tuple[NotNegative, ...] = ()
+    """Relative weight of each class; as the partitioner has it if empty."""
     wrong_labels: Share = 0.0
-    """Share of training labels replaced by another class."""
+    """Share of labels replaced by another class."""
+    drift: NotNegative = 0.0
+    """How far the features have moved, in their own (scaled) unit."""
     quality: Share = 1.0
     """What the node claims of its data. The default is a node that knows of no fault in them."""
     freshness_s: NotNegative = 0.0
@@ -104,6 +112,8 @@ class NodeConfig:
     """Degrees north; the topology's coordinate if unset."""
     lon: Annotated[float, Between(-180, 180)] | None = None
     """Degrees east."""
+    position: tuple[Share, Share] | None = None
+    """Place in the unit square, for drawing; the topology's if unset."""
     data: dict[str, HeldData] = field(default_factory=dict)
     """By skill."""
 
@@ -284,7 +294,7 @@ class Scenario:
     live: LiveConfig = LiveConfig()
     sim: SimConfig = SimConfig()
     faults: tuple[FaultConfig, ...] = ()
-    network: Network = Network((), ())
+    network: Network = Network()
     """Built from `topology` and `links`; not a table of the file."""
     folder: Path = field(default=Path(), compare=False)
     """Where relative paths in the file start; not a table of the file."""
@@ -311,6 +321,14 @@ class Scenario:
             for name in self.nodes
             if name in listed and self.nodes[name].data.get(skill, HeldData()).share > 0
         )
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what is allowed and yet worth a word to a person."""
+        parts = self.network.components()
+        if len(parts) < 2:
+            return ()
+        sizes = ", ".join(str(len(part)) for part in parts)
+        return (f"the network is in {len(parts)} parts of {sizes} nodes; none reaches another",)
 
     def to_toml(self) -> str:
         """Return the resolved scenario as TOML: loading it gives an equal scenario.

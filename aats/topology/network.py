@@ -1,7 +1,7 @@
 """The network as it is built, before any node knows of it: sites, links and their figures.
 
-A generator or a file gives a `Layout` (who is joined to whom, and what is known of it); `wire`
-fills in what the layout leaves open and returns the `Network`.
+A generator or a file gives a `Layout` (who is joined to whom, and what is known of it); `fill`
+adds the figures the layout leaves open, and `Network.of` has them in SI units.
 """
 
 from __future__ import annotations
@@ -87,8 +87,25 @@ class LinkDefaults:
 class Network:
     """Sites and the links between them."""
 
-    sites: tuple[Site, ...]
-    links: tuple[Link, ...]
+    sites: tuple[Site, ...] = ()
+    links: tuple[Link, ...] = ()
+
+    @classmethod
+    def of(cls, layout: Layout) -> Network:
+        """Return the network of a filled layout; a figure that is missing counts as 0."""
+        return cls(
+            layout.sites,
+            tuple(
+                Link(
+                    edge.a,
+                    edge.b,
+                    1e6 * (edge.bandwidth_mbps or 0.0),
+                    1e-3 * (edge.latency_ms or 0.0),
+                    edge.loss or 0.0,
+                )
+                for edge in layout.edges
+            ),
+        )
 
     @property
     def names(self) -> tuple[NodeId, ...]:
@@ -154,26 +171,25 @@ def great_circle_km(a: tuple[float, float], b: tuple[float, float]) -> float:
     return 2 * EARTH_RADIUS_KM * math.asin(math.sqrt(min(1.0, h)))
 
 
-def wire(layout: Layout, defaults: LinkDefaults, seed: int) -> Network:
-    """Return the network of a layout with every figure filled in; one seed, one result."""
+def fill(layout: Layout, defaults: LinkDefaults, seed: int) -> Layout:
+    """Return the layout with every figure of every edge filled in; one seed, one result."""
     at = {site.name: site.lat_lon for site in layout.sites}
     rng = random.Random(f"links {seed}")
     width = math.log1p(defaults.spread)
-    links = []
-    for edge in layout.edges:
+
+    def filled(edge: Edge) -> Edge:
         faster, slower = (math.exp(rng.uniform(-width, width)) for _ in range(2))
         a, b = at[edge.a], at[edge.b]
         in_fibre = (
             great_circle_km(a, b) / FIBRE_KM_PER_MS if defaults.from_distance and a and b else 0.0
         )
         bandwidth, latency, loss = edge.bandwidth_mbps, edge.latency_ms, edge.loss
-        links.append(
-            Link(
-                edge.a,
-                edge.b,
-                1e6 * (defaults.bandwidth_mbps * faster if bandwidth is None else bandwidth),
-                1e-3 * (defaults.latency_ms * slower + in_fibre if latency is None else latency),
-                defaults.loss if loss is None else loss,
-            )
+        return Edge(
+            edge.a,
+            edge.b,
+            defaults.bandwidth_mbps * faster if bandwidth is None else bandwidth,
+            defaults.latency_ms * slower + in_fibre if latency is None else latency,
+            defaults.loss if loss is None else loss,
         )
-    return Network(layout.sites, tuple(links))
+
+    return Layout(layout.sites, tuple(map(filled, layout.edges)))
