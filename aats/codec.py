@@ -24,6 +24,8 @@ from aats.ids import NODE_ID, NodeId, PacketId, Version
 
 MAX_DEPTH = 8
 """Nesting of free parameters (`Plugin.params`, `Architecture.config`)."""
+MAX_TEXT = 16 << 10
+"""Characters of one string."""
 FINITE = sys.float_info.max
 COUNT = (0, (1 << 63) - 1)
 """What an int is unless ruled otherwise: fits SQLite, never negative."""
@@ -92,6 +94,14 @@ def _exactly(kind: type) -> Convert:
     return same
 
 
+def _text(value: Any) -> str:
+    if type(value) is not str or len(value) > MAX_TEXT:
+        raise Fault(f"{_show(value)} is no str of at most {MAX_TEXT} characters")
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise Fault(f"{_show(value)} has a lone surrogate, which UTF-8 cannot say")
+    return value
+
+
 def _pack_bytes(value: Any) -> bytes:
     if not isinstance(value, bytes | bytearray | memoryview):
         raise Fault(f"{_show(value)} is no bytes")
@@ -142,19 +152,20 @@ def _enum(kind: type[Enum]) -> Codec:
 
 
 def _key(key: Any) -> str:
-    if type(key) is not str:
-        raise Fault(f"key {_show(key)} is no str")
-    if _DESTINATION.fullmatch(re.sub(r"[_\-. ]", "", key).lower()):
-        raise Fault(f"key {key!r} is refused: a packet has no destination")
-    return key
+    text = _text(key)
+    if _DESTINATION.fullmatch(re.sub(r"[_\-. ]", "", text).lower()):
+        raise Fault(f"key {text!r} is refused: a packet has no destination")
+    return text
 
 
 def _json(value: Any, depth: int = 0) -> Any:
     """Check and copy free parameters: JSON values, no NaN, no destination."""
     if depth > MAX_DEPTH:
         raise Fault(f"nested deeper than {MAX_DEPTH}")
-    if value is None or type(value) in (bool, str):
+    if value is None or type(value) is bool:
         return value
+    if type(value) is str:
+        return _text(value)
     if type(value) is int and -(1 << 63) <= value < 1 << 64:
         return value
     if type(value) is float and isfinite(value):
@@ -168,7 +179,7 @@ def _json(value: Any, depth: int = 0) -> Any:
 
 _HASH = "version (BLAKE3, 64 hex digits)"
 _LEAVES: dict[Any, Codec] = {
-    str: Codec(_exactly(str), _exactly(str)),
+    str: Codec(_text, _text),
     bytes: Codec(_pack_bytes, _exactly(bytes)),
     bool: Codec(_exactly(bool), _exactly(bool)),
     NodeId: Codec(_node_id, _node_id),
@@ -210,10 +221,11 @@ def _mapping(item: Codec) -> Codec:
             raise Fault(f"{_show(value)} is no map")
         out = {}
         for key in order(value):
+            name = _key(key)
             try:
-                out[_key(key)] = one(value[key])
+                out[name] = one(value[key])
             except Fault as fault:
-                raise fault.within(f".{str(key)[:80]}") from None
+                raise fault.within(f".{name[:80]}") from None
         return out
 
     return Codec(

@@ -21,14 +21,14 @@ from blake3 import blake3
 
 from aats import advert as ad
 from aats import messages as ms
-from aats.codec import FINITE, Fault, Rules
+from aats.codec import FINITE, MAX_TEXT, Fault, Rules
 from aats.errors import SignatureError, WireError
 from aats.identity import Identity, verify
 from aats.lineage import Record
 from aats.node import events as ev
 from aats.node import tasks as tk
 from aats.packet import Cost, Header, Mandate, SkillEstimate
-from aats.payload import MAX_TENSORS, Manifest
+from aats.payload import Manifest
 
 WIRE_VERSION = 1
 
@@ -40,7 +40,6 @@ MAX_EVENT_BYTES = 64 << 20
 """Events come from our own log; a start may carry every row of the store."""
 MAX_PAYLOAD_BYTES = 64 << 30
 """What a manifest may claim at all; how much a node takes is up to its admission."""
-MAX_STRING_BYTES = 64 << 10
 
 TYPES: dict[int, type] = {
     1: ms.Flood, 2: ms.Summary, 3: ms.Pull,
@@ -152,16 +151,15 @@ def encode(value: Any) -> bytes:
     kind = type(value)
     code = _RULES.codes[kind]
     try:
-        body = _RULES.codec(kind).pack(value)
+        packed: bytes = msgpack.packb(_RULES.codec(kind).pack(value), use_bin_type=True)
     except Fault as fault:
         raise WireError(f"{kind.__name__}{fault.path}: {fault.reason}") from fault
-    packed: bytes = msgpack.packb(body, use_bin_type=True)
     data = bytes((WIRE_VERSION, code)) + packed
     _check_size(kind, len(data))
     return data
 
 
-def _decode(data: bytes | memoryview, kinds: Sequence[type]) -> Any:
+def decode(data: bytes | memoryview, kinds: Sequence[type]) -> Any:
     """Return the value of one of `kinds` that `data` holds.
 
     Raises:
@@ -176,7 +174,7 @@ def _decode(data: bytes | memoryview, kinds: Sequence[type]) -> Any:
         raise WireError(f"type code {data[1]} is not one of {_RULES.names(kinds)}")
     _check_size(kind, len(data))
     try:
-        return _RULES.codec(kind).unpack(_unpack(data[2:], kind))
+        return _RULES.codec(kind).unpack(_unpack(data[2:], _limit(kind)))
     except Fault as fault:
         raise WireError(f"{kind.__name__}{fault.path}: {fault.reason}") from fault
     except (ValueError, msgpack.UnpackException) as error:
@@ -192,20 +190,21 @@ def _check_size(kind: type, size_bytes: int) -> None:
         raise WireError(f"{kind.__name__} of {size_bytes} bytes, allowed are {_limit(kind)}")
 
 
-def _unpack(data: bytes | memoryview, kind: type) -> Any:
+def _unpack(data: bytes | memoryview, limit: int) -> Any:
     # MessagePack allocates a list at its claimed length, and each level of nesting may claim
-    # anew: a stranger's lists are bounded by the longest legal one, not by the data alone.
-    limit = _limit(kind)
-    length = len(data) if limit == MAX_EVENT_BYTES else min(len(data), MAX_TENSORS)
+    # anew. A pass that builds nothing shows first that all that is claimed is there.
+    scan = msgpack.Unpacker(read_size=len(data), max_buffer_size=limit)
+    scan.feed(data)
+    scan.skip()
     return msgpack.unpackb(
         data,
         raw=False,
         strict_map_key=True,
         object_pairs_hook=_without_repeats,
-        max_str_len=MAX_STRING_BYTES,
+        max_str_len=4 * MAX_TEXT,
         max_bin_len=limit,
-        max_array_len=length,
-        max_map_len=length,
+        max_array_len=len(data),
+        max_map_len=len(data),
         max_ext_len=0,
     )
 
@@ -224,7 +223,7 @@ def encode_message(message: ms.Message) -> bytes:
 
 def decode_message(data: bytes | memoryview) -> ms.Message:
     """Return the control message in `data`, or raise `WireError`."""
-    message: ms.Message = _decode(data, get_args(ms.Message))
+    message: ms.Message = decode(data, get_args(ms.Message))
     return message
 
 
@@ -235,7 +234,7 @@ def encode_header(header: Header) -> bytes:
 
 def decode_header(data: bytes | memoryview) -> Header:
     """Return the header in `data`, or raise `WireError`."""
-    header: Header = _decode(data, (Header,))
+    header: Header = decode(data, (Header,))
     return header
 
 
@@ -246,7 +245,7 @@ def encode_record(record: Record) -> bytes:
 
 def decode_record(data: bytes | memoryview) -> Record:
     """Return the ledger record in `data`, or raise `WireError`."""
-    record: Record = _decode(data, (Record,))
+    record: Record = decode(data, (Record,))
     return record
 
 
@@ -257,7 +256,7 @@ def encode_row(row: ev.CustodyRow) -> bytes:
 
 def decode_row(data: bytes | memoryview) -> ev.CustodyRow:
     """Return the custody row in `data`, or raise `WireError`."""
-    row: ev.CustodyRow = _decode(data, (ev.CustodyRow,))
+    row: ev.CustodyRow = decode(data, (ev.CustodyRow,))
     return row
 
 
@@ -268,7 +267,7 @@ def encode_advert(advert: ad.Advert) -> bytes:
 
 def decode_advert(data: bytes | memoryview) -> ad.Advert:
     """Return the advert in `data`, or raise `WireError`."""
-    advert: ad.Advert = _decode(data, (ad.Advert,))
+    advert: ad.Advert = decode(data, (ad.Advert,))
     return advert
 
 
@@ -279,7 +278,7 @@ def encode_event(event: ev.Event) -> bytes:
 
 def decode_event(data: bytes | memoryview) -> ev.Event:
     """Return the event in `data`, or raise `WireError`."""
-    event: ev.Event = _decode(data, get_args(ev.Event))
+    event: ev.Event = decode(data, get_args(ev.Event))
     return event
 
 
@@ -290,7 +289,7 @@ def encode_task(task: tk.Task) -> bytes:
 
 def decode_task(data: bytes | memoryview) -> tk.Task:
     """Return the task in `data`, or raise `WireError`."""
-    task: tk.Task = _decode(data, get_args(tk.Task))
+    task: tk.Task = decode(data, get_args(tk.Task))
     return task
 
 
