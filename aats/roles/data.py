@@ -24,7 +24,7 @@ Labels = npt.NDArray[np.int64]
 """[n], each in 0..num_classes-1."""
 Batch = tuple[Features, Labels]
 
-EMPTY_LABELS: Labels = np.zeros(0, np.int64)
+SELF = NodeId("")
 
 
 def schema_digest(features: Iterable[str]) -> str:
@@ -146,14 +146,14 @@ class SkillData:
         return self.train_x[rows], self.train_y[rows]
 
     def held_out(self, size: int, seed: int) -> Batch:
-        """Return up to `size` held-out rows, drawn evenly over the classes."""
+        """Return up to `size` held-out rows, each class in its proportion (stratified)."""
         rng = np.random.default_rng(seed)
-        shuffled = rng.permutation(len(self.test_y))
-        rank = np.zeros(len(shuffled), np.int64)
+        rows = rng.permutation(len(self.test_y))
+        place = np.zeros(len(rows))
         for label in np.unique(self.test_y):
-            of_class = shuffled[self.test_y[shuffled] == label]
-            rank[of_class] = np.arange(len(of_class))
-        rows = shuffled[np.argsort(rank[shuffled], kind="stable")][:size]
+            of_class = rows[self.test_y[rows] == label]
+            place[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
+        rows = rows[np.argsort(place[rows], kind="stable")][:size]
         return self.test_x[rows], self.test_y[rows]
 
 
@@ -172,7 +172,7 @@ class NodeData:
     def __bool__(self) -> bool:
         return bool(self.skills)
 
-    def adverts(self, delegate: NodeId = NodeId("")) -> tuple[DataAdvert, ...]:
+    def adverts(self, delegate: NodeId = SELF) -> tuple[DataAdvert, ...]:
         """Return what the node says of its data, one advert a skill.
 
         Args:

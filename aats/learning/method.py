@@ -1,0 +1,281 @@
+"""How the work at one stop is done: the `Method` protocol and what it is given.
+
+A method says how much to work (`plan`) and works (`train`). The visit around it
+(`aats.learning.visit`) loads and judges the model, counts, guards and writes. A method of one's
+own is a class with a name, a `plan` and a loop over minibatches:
+
+    @dataclass(frozen=True)
+    class Mine:
+        lr: float = 0.1
+        name: ClassVar[str] = "mine"
+
+        def plan(self, stop):
+            return one_pass(stop, batch_size=32)
+
+        def train(self, model, work):
+            for skill, x, y in work:
+                loss = cross_entropy(predict(model, tensor(x), skill), tensor(y))
+                ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+
+import blake3
+import numpy as np
+
+from aats import plugins
+from aats.errors import ScenarioError, UnknownPluginError, nearest
+from aats.ids import NodeId
+from aats.packet import Header, Plugin
+from aats.payload import Array
+from aats.roles.data import Features, Labels, SkillData
+
+T = TypeVar("T")
+
+GROUP = "aats.methods"
+_LOCAL: dict[str, Callable[..., Method]] = {}
+
+
+def local(name: str, factory: Callable[..., Method]) -> None:
+    """Make a method known by name in this process only, without an entry point.
+
+    Args:
+        name: As a packet's mandate names it.
+        factory: Called with the mandate's parameters as keywords; usually a dataclass.
+    """
+    _LOCAL[name] = factory
+
+
+def seed_of(*parts: object) -> int:
+    """Return a 63-bit seed that depends on every part and on nothing else."""
+    text = "\0".join(map(str, parts)).encode()
+    return int.from_bytes(blake3.blake3(text).digest(8), "little") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """What a method knows of a stop."""
+
+    node: NodeId
+    """Whose data."""
+    hop: int
+    seed: int
+    """Of all randomness here; follows from the mandate's seed, the hop and the node."""
+    data: Mapping[str, SkillData]
+    """The wanted skills that the node has training rows for."""
+    trained: Mapping[str, float] = field(default_factory=dict)
+    """The packet's numbers, this visit counted: see `progress`."""
+    state: Mapping[str, Array] = field(default_factory=dict)
+    """The `state.` tensors the packet carries, read-only."""
+
+    @property
+    def cycle(self) -> int:
+        """How often the packet has come round."""
+        return int(self.trained.get("cycle", 0))
+
+    @property
+    def caution(self) -> float:
+        """Factor on the learning rate: halved by each divergence so far."""
+        return float(0.5 ** self.trained.get("diverged", 0))
+
+
+def progress(header: Header, node: NodeId) -> dict[str, float]:
+    """Return the header's numbers with a visit to `node` counted.
+
+    `visits`; `distinct` nodes; `cycle`, which rises when the packet comes back to a node after
+    as many visits as it knows nodes; `in_cycle` visits so far; `diverged` visits. Nodes that
+    have fallen off the journal count as new.
+    """
+    old = header.trained
+    known = any(entry.node == node for entry in header.journal)
+    distinct = old.get("distinct", 0.0) + (not known)
+    in_cycle, cycle = old.get("in_cycle", 0.0), old.get("cycle", 0.0)
+    if known and in_cycle >= distinct:
+        in_cycle, cycle = 0.0, cycle + 1
+    return {
+        **old,
+        "visits": old.get("visits", 0.0) + 1,
+        "distinct": distinct,
+        "cycle": cycle,
+        "in_cycle": in_cycle + 1,
+        "diverged": old.get("diverged", 0.0),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The work of one visit: SGD steps for each skill, rows a step."""
+
+    steps: Mapping[str, int]
+    batch_size: int = 32
+
+    @property
+    def total(self) -> int:
+        """Steps over all skills."""
+        return sum(self.steps.values())
+
+
+def passes(
+    stop: Stop,
+    epochs: float,
+    batch_size: int,
+    *,
+    weights: Mapping[str, float] | None = None,
+    max_steps: int = 0,
+) -> Plan | None:
+    """Return work in proportion to the node's data, or None where there is none.
+
+    Equal work at unequal nodes is what breaks sequential training (Balachandar et al. 2020).
+
+    Args:
+        stop: The stop.
+        epochs: Passes over the training rows of each skill.
+        batch_size: Rows a step.
+        weights: Factors on `epochs` by skill; 1 where absent.
+        max_steps: Upper bound over all skills, cut in proportion; 0 for none.
+    """
+    steps = {
+        skill: math.ceil(epochs * (weights or {}).get(skill, 1.0) * data.samples / batch_size)
+        for skill, data in stop.data.items()
+    }
+    total = sum(steps.values())
+    if max_steps and total > max_steps:
+        steps = {skill: n * max_steps // total for skill, n in steps.items()}
+    return Plan(steps, batch_size) if sum(steps.values()) else None
+
+
+class Work:
+    """The minibatches of one visit; iterating draws them and counts what was drawn.
+
+    Epochs are cut into batches of even size, so that no batch of one row is left over; the
+    skills take turns in a seeded order. One seed, one sequence.
+    """
+
+    def __init__(self, stop: Stop, plan: Plan) -> None:
+        self.stop, self.plan = stop, plan
+        self.steps = 0
+        self.samples = 0
+        self.labels = {s: np.zeros(stop.data[s].num_classes) for s in plan.steps}
+
+    def __iter__(self) -> Iterator[tuple[str, Features, Labels]]:
+        rng = np.random.default_rng(self.stop.seed)
+        order = rng.permutation([s for s, n in self.plan.steps.items() for _ in range(n)])
+        rows = {s: self._rows(self.stop.data[s].samples, rng) for s in self.plan.steps}
+        for skill in order.tolist()[self.steps :]:
+            data, drawn = self.stop.data[skill], next(rows[skill])
+            self._count(skill, 1, len(drawn), data.train_y[drawn])
+            yield skill, data.train_x[drawn], data.train_y[drawn]
+
+    def take_all(self) -> None:
+        """Count the whole plan as done, for a method that needs no minibatches."""
+        for skill, steps in self.plan.steps.items():
+            data = self.stop.data[skill]
+            per_epoch = math.ceil(data.samples / self.plan.batch_size)
+            whole, rest = divmod(steps, per_epoch)
+            drawn = np.tile(np.arange(data.samples), whole)
+            part = np.arange(data.samples * rest // per_epoch)
+            self._count(skill, steps, len(drawn) + len(part), data.train_y[[*drawn, *part]])
+
+    def _rows(self, samples: int, rng: np.random.Generator) -> Iterator[Labels]:
+        while True:
+            yield from np.array_split(
+                rng.permutation(samples), math.ceil(samples / self.plan.batch_size)
+            )
+
+    def _count(self, skill: str, steps: int, samples: int, labels: Labels) -> None:
+        self.steps += steps
+        self.samples += samples
+        self.labels[skill] += np.bincount(labels, minlength=len(self.labels[skill]))
+
+
+@dataclass(frozen=True, slots=True)
+class Carry:
+    """What a method lets travel on besides the model."""
+
+    state: Mapping[str, Array] | None = None
+    """Replaces the `state.` tensors (names with the prefix); None keeps them."""
+    trained: Mapping[str, float] = field(default_factory=dict)
+    """Added to the header's numbers."""
+
+
+@runtime_checkable
+class Method(Protocol):
+    """The work at one stop. `model` is what the architecture's builder made (a module)."""
+
+    name: str
+
+    def plan(self, stop: Stop) -> Plan | None:
+        """Return the work to do here, None for none. Must depend on `stop` alone."""
+        ...
+
+    def train(self, model: Any, work: Work) -> Carry | None:
+        """Change the model in place, drawing minibatches from `work`.
+
+        On return the model holds what shall be judged and shipped. All randomness comes from
+        `work.stop.seed` or torch's generator, which the visit has seeded from it.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """When a visit is undone. Any method's parameters may set these."""
+
+    rollback_drop: float = 0.3
+    """Largest fall of the mean capped skill on trusted data; 1 switches this off. On skewed
+    digits 0.1 undid a third of the good visits and cost ten points of accuracy, 0.3 none."""
+    rollback_loss: float = 2.0
+    """The loss may grow to this multiple plus one nat: the multiple at which a divergence is
+    told from forgetting; infinity switches this off."""
+
+
+def method_of(plugin: Plugin) -> tuple[Method, Guard]:
+    """Return the method and guard a mandate names.
+
+    Raises:
+        UnknownPluginError: If no such method is installed or local.
+        ScenarioError: On a parameter that the method does not have or of a wrong type.
+    """
+    names = {f.name for f in dataclasses.fields(Guard)}
+    guard = {k: v for k, v in plugin.params.items() if k in names}
+    params = {k: v for k, v in plugin.params.items() if k not in names}
+    place = f"method {plugin.name!r}"
+    factory = _LOCAL.get(plugin.name) or _installed(plugin.name)
+    return configure(factory, params, place), configure(Guard, guard, place)
+
+
+def _installed(name: str) -> Callable[..., Method]:
+    try:
+        return cast("Callable[..., Method]", plugins.load(GROUP, name))
+    except UnknownPluginError as error:
+        raise UnknownPluginError(GROUP, name, {*error.known, *_LOCAL}) from None
+
+
+def configure(factory: Callable[..., T], params: Mapping[str, Any], place: str) -> T:
+    """Call a factory with parameters; a dataclass's keys and number types are checked first.
+
+    Raises:
+        ScenarioError: Naming the parameter and what is allowed.
+    """
+    if dataclasses.is_dataclass(factory):
+        fields = {f.name: f for f in dataclasses.fields(factory) if f.init}
+        for key, value in params.items():
+            if key not in fields:
+                raise ScenarioError(
+                    f"{place}.{key}", value, f"known parameters: {', '.join(fields) or 'none'}",
+                    nearest(key, fields),
+                )  # fmt: skip
+            default = fields[key].default
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if isinstance(default, int | float) and not isinstance(default, bool) and not number:
+                raise ScenarioError(f"{place}.{key}", value, "a number is wanted")
+    try:
+        return factory(**params)
+    except (TypeError, ValueError) as error:
+        raise ScenarioError(place, dict(params), str(error)) from error

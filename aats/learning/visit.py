@@ -1,0 +1,276 @@
+"""One visit: the packet's method works on a node's data, and what came of it is judged.
+
+Theory of operation. The model is loaded and judged on what the packet trusts (the owner's
+reference set) and on the node's held-out rows; the method trains; the model is judged again.
+The guard then keeps the new weights or undoes the visit: for weights or losses that are not
+finite, for a loss that multiplied, for trusted skill that fell too far. Of an undone visit
+nothing stays but its count. If the loss grew even on the node's own rows, the steps were too
+long (a divergence, which halves later learning rates); if only trust fell, the data were bad.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aats.errors import ModelError
+from aats.ids import NodeId, Version
+from aats.learning.backend import Backend, LogProbabilities, backend_of
+from aats.learning.evaluate import cross_entropy, measure
+from aats.learning.method import Carry, Guard, Method, Stop, Work, method_of, progress, seed_of
+from aats.learning.weights import Allocate, check_finite, kept, reference_of, tensor_of, write
+from aats.node.tasks import VisitResult, VisitTask
+from aats.packet import EstimateSource, Header, SkillEstimate, Target
+from aats.payload import MODEL, STATE, Manifest, Payload
+from aats.roles.data import Batch, NodeData
+
+TRAINED = "train"
+ROLLED_BACK = "rolled-back"
+BACKWARD = 3.0
+"""Cost of a training step relative to a forward pass: the backward pass is twice that."""
+
+
+def visit(
+    task: VisitTask, payload: Payload, data: NodeData, *, node: NodeId, allocate: Allocate
+) -> VisitResult:
+    """Let the method that the packet's mandate names work on a node's data.
+
+    Args:
+        task: The visit.
+        payload: The packet's tensors; if writable, a private copy that may be changed.
+        data: Of `task.data_of`.
+        node: Who computes: signs the estimates.
+        allocate: Makes the arena of the payload that leaves; called only if the model changed.
+
+    Raises:
+        ModelError: If the model that came cannot be used.
+        UnknownPluginError: If the method is unknown here.
+        ScenarioError: If its parameters are wrong.
+    """
+    method, guard = method_of(task.header.mandate.method)
+    return visit_by(method, guard, task, payload, data, node=node, allocate=allocate)
+
+
+def visit_by(
+    method: Method,
+    guard: Guard,
+    task: VisitTask,
+    payload: Payload,
+    data: NodeData,
+    *,
+    node: NodeId,
+    allocate: Allocate,
+) -> VisitResult:
+    """Let a given method work; otherwise as `visit`."""
+    header = task.header
+    stop = stop_of(header, task.data_of or node, data, payload)
+    plan = method.plan(stop)
+    reference = reference_of(payload)
+    if plan is None and not reference:
+        return _unchanged(header, payload.manifest, stop, "no work here")
+
+    backend = backend_of(header.mandate.architecture)
+    with backend.scope(stop.seed):
+        model = backend.load(header.mandate.architecture, payload)
+        judge = Judge(backend, header, node, reference, data if plan else NodeData())
+        before = judge.judge(model)
+        if plan is None:
+            estimates = judge.estimates(before, payload.manifest.version(MODEL))
+            result = _unchanged(header, payload.manifest, stop, "no work here")
+            return replace(
+                result, estimates=estimates, loss_before=before.loss, loss_after=before.loss
+            )
+        work = Work(stop, plan)
+        carry = method.train(backend.subject(model), work) or Carry()
+        tensors = backend.tensors(model, payload)
+        try:
+            check_finite(tensors)
+            after = judge.judge(model)
+            note = guard_against(guard, before, after)
+        except ModelError as error:
+            after, note = LOST, str(error)
+        flops = backend.flops(model) * (BACKWARD * work.samples + 2 * judge.rows)
+
+    result = VisitResult(
+        manifest=payload.manifest,
+        estimates=(),
+        action=ROLLED_BACK if note else TRAINED,
+        note=note,
+        gain=0.0 if note else after.skill - before.skill,
+        steps=work.steps,
+        samples=work.samples,
+        loss_before=before.loss,
+        loss_after=before.loss if note else after.loss,
+        labels_used=header.labels_used,
+        trained={**stop.trained, **carry.trained},
+        flops=flops,
+    )
+    if note:
+        diverged = stop.trained["diverged"] + (not after.local <= before.local)
+        return replace(
+            result,
+            estimates=judge.estimates(before, payload.manifest.version(MODEL)),
+            trained={**stop.trained, "diverged": diverged},
+        )
+    state = kept(payload, STATE)
+    if carry.state is not None:
+        state = {name: tensor_of(array) for name, array in carry.state.items()}
+    manifest = write(payload, tensors, state, allocate)
+    return replace(
+        result,
+        manifest=manifest,
+        estimates=judge.estimates(after, manifest.version(MODEL)),
+        labels_used=_labels_used(header, work, data),
+    )
+
+
+def stop_of(header: Header, node: NodeId, data: NodeData, payload: Payload) -> Stop:
+    """Return what a method is told of a visit to a node's data."""
+    wanted = dict.fromkeys(target.skill for target in header.mandate.requirement)
+    state = {}
+    for name, array in payload.arrays(STATE).items():
+        view = array.view()
+        view.flags.writeable = False
+        state[name] = view
+    return Stop(
+        node=node,
+        hop=header.hop,
+        seed=seed_of("visit", header.mandate.seed, header.hop, node),
+        data={s: data.skills[s] for s in wanted if s in data.skills and data.skills[s].samples},
+        trained=progress(header, node),
+        state=state,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A model's standing. `loss` is on the reference set, on local rows if there is none."""
+
+    loss: float
+    local: float
+    """Loss on the node's held-out rows, 0 without any."""
+    skill: float
+    """Mean capped skill on the reference set: value / target, at most 1; 0 without one."""
+    reference: Mapping[str, LogProbabilities]
+    held_out: Mapping[str, LogProbabilities]
+
+
+LOST = Judgement(math.nan, math.nan, 0.0, {}, {})
+"""A model that cannot be judged: not finite."""
+
+
+class Judge:
+    """Judges a model on the packet's reference set and on the node's own rows.
+
+    Rows a node never trains on are used if it holds any back, its training rows otherwise (those
+    guard only; no estimate is made of them).
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        header: Header,
+        node: NodeId,
+        reference: Mapping[str, Batch],
+        data: NodeData,
+    ) -> None:
+        self._backend, self._node, self._reference = backend, node, reference
+        self._targets = header.mandate.requirement
+        wanted = {t.skill for t in self._targets}
+        mine = {s: d for s, d in data.skills.items() if s in wanted and d.samples}
+        self._held_out = {s: (d.test_x, d.test_y) for s, d in mine.items() if len(d.test_y)}
+        self._own = self._held_out or {s: (d.train_x, d.train_y) for s, d in mine.items()}
+        sets = (*self._reference.values(), *self._own.values())
+        self.rows = sum(len(y) for _, y in sets)
+        """Rows of one judgement."""
+
+    def judge(self, model: Any) -> Judgement:
+        """Return the model's standing.
+
+        Raises:
+            ModelError: If rows or labels do not fit the model.
+        """
+        reference, own = self._predict(model, self._reference), self._predict(model, self._own)
+        loss_reference = _mean_loss(reference, self._reference)
+        local = _mean_loss(own, self._own)
+        return Judgement(
+            loss=loss_reference if self._reference else local,
+            local=local,
+            skill=self._capped(reference),
+            reference=reference,
+            held_out=own if self._held_out else {},
+        )
+
+    def estimates(self, found: Judgement, version: Version) -> tuple[SkillEstimate, ...]:
+        """Return one estimate for each target and each kind of rows there are for it."""
+        out = []
+        for target in self._targets:
+            for source, predicted, sets in (
+                (EstimateSource.REFERENCE, found.reference, self._reference),
+                (EstimateSource.LOCAL, found.held_out, self._held_out),
+            ):
+                if target.skill in predicted:
+                    m = measure(target.metric, predicted[target.skill], sets[target.skill][1])
+                    out.append(
+                        SkillEstimate(target.skill, target.metric, m.value, m.low, m.high, m.n,
+                                      self._node, source, version)
+                    )  # fmt: skip
+        return tuple(out)
+
+    def _predict(self, model: Any, sets: Mapping[str, Batch]) -> dict[str, LogProbabilities]:
+        return {s: self._backend.log_probabilities(model, x, s) for s, (x, _) in sets.items()}
+
+    def _capped(self, predicted: Mapping[str, LogProbabilities]) -> float:
+        shares = [
+            capped(t, measure(t.metric, predicted[t.skill], self._reference[t.skill][1]).value)
+            for t in self._targets
+            if t.skill in predicted
+        ]
+        return sum(shares) / len(shares) if shares else 0.0
+
+
+def capped(target: Target, value: float) -> float:
+    """Return the share of a target that a value reaches, at most 1."""
+    return min(1.0, value / target.value) if target.value > 0 else 1.0
+
+
+def guard_against(guard: Guard, before: Judgement, after: Judgement) -> str:
+    """Return why a visit is to be undone, "" if it may stand."""
+    if not (math.isfinite(after.loss) and math.isfinite(after.local)):
+        return "the loss is not finite"
+    limit = guard.rollback_loss * before.loss + 1.0
+    if after.loss > limit:
+        return f"loss {before.loss:.3g} -> {after.loss:.3g}, allowed is {limit:.3g}"
+    if before.skill - after.skill > guard.rollback_drop:
+        return (
+            f"trusted skill {before.skill:.3f} -> {after.skill:.3f}, "
+            f"allowed is a fall of {guard.rollback_drop:g}"
+        )
+    return ""
+
+
+def _mean_loss(predicted: Mapping[str, LogProbabilities], sets: Mapping[str, Batch]) -> float:
+    losses = [cross_entropy(predicted[s], y) for s, (_, y) in sets.items()]
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+def _unchanged(header: Header, manifest: Manifest, stop: Stop, note: str) -> VisitResult:
+    return VisitResult(
+        manifest, (), TRAINED, note, labels_used=header.labels_used, trained=dict(stop.trained)
+    )
+
+
+def _labels_used(header: Header, work: Work, data: NodeData) -> dict[str, list[float]]:
+    """Add the labels drawn; of a node that keeps its histogram, evenly over the classes."""
+    used = {skill: list(counts) for skill, counts in header.labels_used.items()}
+    for skill, counts in work.labels.items():
+        shown = counts if data.show_labels else counts * 0 + counts.mean()
+        old = used.get(skill, [])
+        width = max(len(old), len(shown))
+        padded = [*old, *[0.0] * (width - len(old))]
+        for label, count in enumerate(shown.tolist()):
+            padded[label] += count
+        used[skill] = padded
+    return used
