@@ -8,6 +8,8 @@ import uuid
 from dataclasses import dataclass
 from typing import NewType
 
+from blake3 import blake3
+
 NodeId = NewType("NodeId", str)
 """A node's name, bound to its Ed25519 key: 1-64 of letters, digits, '.', '_', '-'."""
 
@@ -46,8 +48,8 @@ def new_packet_id(created_ms: int, rng: random.Random) -> PacketId:
 class CustodyKey:
     """What custody is keyed by: a packet may revisit a node, so the hop belongs to it.
 
-    `epoch` starts at 0 and rises when a spare copy is regenerated; of two copies of one
-    packet the one with the higher epoch is the living one.
+    `epoch` starts at 0 and rises (`next_epoch`) when a spare copy is regenerated; of two copies
+    of one packet the one with the higher epoch is the living one.
     """
 
     packet: PacketId
@@ -60,3 +62,17 @@ class CustodyKey:
 
     def __str__(self) -> str:
         return f"{self.packet}.{self.hop}.{self.epoch}"
+
+
+EPOCH_STEP = 10_000
+"""Epochs of one generation; the last four digits tell who raised it."""
+
+
+def next_epoch(epoch: int, node: NodeId) -> int:
+    """Return the epoch to which `node` raises a packet.
+
+    Two nodes that regenerate one packet without knowing of each other raise it to different
+    epochs (but for one pair of nodes in ten thousand), so that one of the two copies wins.
+    """
+    tie = int.from_bytes(blake3(node.encode()).digest(8), "little") % EPOCH_STEP
+    return (epoch // EPOCH_STEP + 1) * EPOCH_STEP + tie

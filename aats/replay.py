@@ -1,8 +1,8 @@
 """A node's event log: what its core was told and when, so that it can be rebuilt and compared.
 
-The file is a sequence of entries: time (float64), digest of the commands the core gave (16
-bytes), length of the event (uint32), the event (`wire.encode_event`; empty for a timer). A
-`Started` event begins a new core.
+The file is a sequence of entries: time (float64), length of the event (uint32), the event
+(`wire.encode_event`; empty for a timer), and a digest of the commands the core gave (16 bytes;
+missing in the last entry if the core failed there). A `Started` event begins a new core.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from aats.node.commands import Command
 from aats.node.events import Event, Started
 from aats.wire import decode_event, encode_event
 
-ENTRY = struct.Struct(">d16sI")
-MAX_EVENT_BYTES = 64 << 20
-"""No event is larger; a length above it means the file is damaged."""
+ENTRY = struct.Struct(">dI")
+DIGEST_BYTES = 16
 
 
 class ReplayableCore(Protocol):
@@ -47,7 +46,7 @@ class Entry:
     at: float
     event: Event | None
     commands: bytes
-    """`commands_digest` of what it commanded."""
+    """`commands_digest` of what it commanded, b"" if it failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +60,8 @@ class Divergence:
 
 
 def commands_digest(commands: list[Command]) -> bytes:
-    """Return 16 bytes that are equal for equal commands in equal order."""
-    return blake3.blake3(repr(commands).encode()).digest(16)
+    """Return `DIGEST_BYTES` bytes that are equal for equal commands in equal order."""
+    return blake3.blake3(repr(commands).encode()).digest(DIGEST_BYTES)
 
 
 class EventLog:
@@ -71,10 +70,19 @@ class EventLog:
     def __init__(self, data: bytes = b"") -> None:
         self._data = bytearray(data)
 
-    def add(self, at: float, event: Event | None, commands: list[Command]) -> None:
-        """Append one call of the core."""
+    def told(self, at: float, event: Event | None) -> Event | None:
+        """Append what the core is about to be told (None: a timer).
+
+        Returns:
+            The event as a reader of the log will see it; give the core this one.
+        """
         body = encode_event(event) if event is not None else b""
-        self._data += ENTRY.pack(at, commands_digest(commands), len(body)) + body
+        self._data += ENTRY.pack(at, len(body)) + body
+        return decode_event(body) if body else None
+
+    def commanded(self, commands: list[Command]) -> None:
+        """Append what the core commanded."""
+        self._data += commands_digest(commands)
 
     def save(self, path: Path) -> None:
         """Write the log to a file."""
@@ -95,13 +103,14 @@ class EventLog:
         while place < len(data):
             if len(data) - place < ENTRY.size:
                 raise WireError(f"event log: cut short at byte {place}")
-            at, digest, size = ENTRY.unpack_from(data, place)
+            at, size = ENTRY.unpack_from(data, place)
             place += ENTRY.size
-            if size > MAX_EVENT_BYTES or size > len(data) - place:
+            if size > len(data) - place:
                 raise WireError(f"event log: event of {size} bytes at byte {place} is cut short")
-            body = data[place : place + size]
-            yield Entry(at, decode_event(body) if size else None, digest)
+            event = decode_event(data[place : place + size]) if size else None
             place += size
+            yield Entry(at, event, data[place : place + DIGEST_BYTES])
+            place += DIGEST_BYTES
 
 
 def replay(log: EventLog, make_core: Callable[[], C]) -> C | Divergence | None:
@@ -109,6 +118,9 @@ def replay(log: EventLog, make_core: Callable[[], C]) -> C | Divergence | None:
 
     Returns:
         The core as it stood at the end, the first divergence, or None for an empty log.
+
+    Raises:
+        WireError: If the log is cut short or damaged.
     """
     core: C | None = None
     for index, entry in enumerate(log):

@@ -25,6 +25,8 @@ from aats.topology.stops import Candidate
 
 RETRY_MAX_S = 8.0
 """Cap of the doubling wait of a packet that finds no way."""
+VISITS = RecordKind.TRAIN, RecordKind.ROLLED_BACK
+"""Records of a visit to data."""
 
 
 class Decision:
@@ -149,7 +151,7 @@ class Decision:
         self._trace_decision(copy, observation, choice)
         copy.doing = Doing.NOTHING
         if not candidate.path:
-            self._stay(copy, candidate.kind, candidate.node)
+            self._stay(copy, candidate)
             return
         data_of = candidate.node if candidate.kind is StopKind.DATA else NodeId("")
         row = copy.change(Status.WORKED, chosen=candidate.path, data_of=data_of)
@@ -165,17 +167,20 @@ class Decision:
             probe_bytes=copy.header.probe_bytes,
         )  # fmt: skip
 
-    def _stay(self, copy: Copy, kind: StopKind, node: NodeId) -> None:
-        here = node == self._desk.node
-        if here and kind is StopKind.HOME:
+    def _stay(self, copy: Copy, candidate: Candidate) -> None:
+        """Do here what the packet chose to stay for; once a hop, so that effects stay unique."""
+        header, kind = copy.header, candidate.kind
+        if candidate.transfer_s == inf:
+            self.wait(copy, f"a way to {candidate.node}")
+        elif kind is StopKind.HOME:
             self._steps.finish(copy)
-        elif here and kind is StopKind.MPVU and not self._measured_here(copy.header):
+        elif kind is StopKind.MPVU and not _done_here(header, RecordKind.VERIFY):
             self._steps.verify(copy)
+        elif kind is StopKind.DATA and not _done_here(header, *VISITS):
+            copy.change(Status.WORKED, data_of=candidate.node)
+            self._steps.visit(copy)
         else:
-            self.wait(copy, f"a way to {node}" if not here else "another stop")
-
-    def _measured_here(self, header: Header) -> bool:
-        return any(r.kind is RecordKind.VERIFY and r.hop == header.hop for r in header.chain)
+            self.wait(copy, "another stop")
 
     def timed_out(self, key: CustodyKey) -> None:
         """Decide with the probes at hand."""
@@ -190,7 +195,7 @@ class Decision:
 
     def wait(self, copy: Copy, for_what: str) -> None:
         """Try again later, each time after a longer while."""
-        wait_s = min(self._desk.config.retry_s * 2**copy.failures, RETRY_MAX_S)
+        wait_s = min(self._desk.config.retry_s * 2.0 ** min(copy.failures, 10), RETRY_MAX_S)
         copy.failures += 1
         self._wait(copy, for_what, wait_s)
 
@@ -204,3 +209,7 @@ class Decision:
             self._steps.offer(copy)
         else:
             self.decide(copy)
+
+
+def _done_here(header: Header, *kinds: RecordKind) -> bool:
+    return any(r.kind in kinds and r.hop == header.hop for r in header.chain)

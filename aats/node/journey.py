@@ -39,7 +39,7 @@ class Journey:
         self.decision = Decision(desk, self.held, self)
         self.departure = Departure(desk, self.held, self)
         self.spares = Spares(desk, self.held, self)
-        self.arrive, self.verify = self.work.arrive, self.work.verify
+        self.arrive, self.visit, self.verify = self.work.arrive, self.work.visit, self.work.verify
         self.decide, self.retry = self.decision.decide, self.decision.wait
         self.offer = self.departure.offer
         self.watch, self.report = self.spares.watch, self.spares.report

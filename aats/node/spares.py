@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aats.ids import CustodyKey, NodeId
+from aats.ids import CustodyKey, NodeId, next_epoch
 from aats.messages import Alive, Ask, Moved, RefusalReason, Refuse, Superseded
 from aats.node.commands import SaveCustody
 from aats.node.custody import Copy, Status
@@ -100,8 +100,8 @@ class Spares:
 
     def raise_epoch(self, copy: Copy, custodian: NodeId) -> Header:
         """Return the header under a higher epoch, and tell the network of it."""
-        header = replace(copy.header, epoch=copy.header.epoch + 1)
         desk = self._desk
+        header = replace(copy.header, epoch=next_epoch(copy.header.epoch, desk.node))
         desk.notice(header.id, header.epoch, done=False)
         desk.send(custodian, Superseded(header.key))
         desk.trace("packet.regenerated", packet=header.id, hop=header.hop, epoch=header.epoch)

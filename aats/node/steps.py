@@ -15,6 +15,9 @@ class Steps(Protocol):
     def arrive(self, copy: Copy) -> None:
         """ARRIVE: see what the packet wants here, and start it."""
 
+    def visit(self, copy: Copy) -> None:
+        """WORK: let the packet's method work on the data it came, or stays, for."""
+
     def verify(self, copy: Copy) -> None:
         """Measure the packet's model on our test set."""
 

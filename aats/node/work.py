@@ -39,10 +39,7 @@ class Work:
         has_data = bool(row.data_of) or self._has_wanted(header)
         match agent.arrive(header, self._roles_for(header), has_data, desk.now):
             case Action.TRAIN:
-                copy.doing = Doing.WORKING
-                task = VisitTask(header, row.data_of or desk.node)
-                copy.task = desk.run("journey", copy.key, task)
-                desk.trace("visit.started", packet=header.id, hop=header.hop)
+                self.visit(copy)
             case Action.VERIFY:
                 self.verify(copy)
             case Action.FINISH:
@@ -58,6 +55,14 @@ class Work:
     def _has_wanted(self, header: Header) -> bool:
         wanted = {t.skill for t in header.mandate.requirement}
         return any(d.skill in wanted and not d.delegate for d in self._desk.config.data)
+
+    def visit(self, copy: Copy) -> None:
+        """Let the packet's method work on the data it came, or stays, for."""
+        desk, header = self._desk, copy.header
+        copy.doing = Doing.WORKING
+        task = VisitTask(header, copy.row.data_of or desk.node)
+        copy.task = desk.run("journey", copy.key, task)
+        desk.trace("visit.started", packet=header.id, hop=header.hop)
 
     def verify(self, copy: Copy) -> None:
         """Measure the packet's model on our test set, within its query budget."""

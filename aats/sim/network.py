@@ -375,9 +375,13 @@ class SimulatedWorld:
             self.kernel.after(delay_s, lambda: shell.feed(event) if shell.core is core else None)
 
     def deliver(self, node: NodeId, header: Header) -> None:
-        """Hand a packet to its owner's application."""
-        payload = self.nodes[node].store.payload_of(header)
-        self.deliveries.append(Delivery(node, self.now, header, payload))
+        """Hand a packet to its owner's application, which knows it if it has it already.
+
+        A node that restarts cannot know whether it had handed the packet over, and does it again.
+        """
+        if all(known.header != header for known in self.deliveries):
+            payload = self.nodes[node].store.payload_of(header)
+            self.deliveries.append(Delivery(node, self.now, header, payload))
 
     # --- observation ---
 
@@ -385,19 +389,21 @@ class SimulatedWorld:
         """Write one line of the trace."""
         self._sink(trace_line(self.now, node, event, fields))
 
-    def before(self, node: SimulatedNode, event: Event | None) -> None:
-        """Count an event and tell the hooks of it."""
+    def before(self, node: SimulatedNode, event: Event | None) -> Event | None:
+        """Count an event, tell the hooks of it, log it if the node is to be replayed."""
         self.counts["timers" if event is None else "events"] += 1
         for hook in self.hooks:
             hook(node, event)
+        log = self.logs.get(node.node)
+        return log.told(self.now, event) if log is not None and node.is_up else event
 
     def after(self, node: SimulatedNode, command: Command) -> None:
         """Tell the hooks of a command that was carried out."""
         for hook in self.hooks:
             hook(node, command)
 
-    def handled(self, node: NodeId, event: Event | None, commands: list[Command]) -> None:
-        """Log what the core made of an event, if the node is to be replayed."""
+    def handled(self, node: NodeId, commands: list[Command]) -> None:
+        """Log what the core commanded, if the node is to be replayed."""
         log = self.logs.get(node)
         if log is not None:
-            log.add(self.now, event, commands)
+            log.commanded(commands)

@@ -142,16 +142,16 @@ class Network(Protocol):
         """Write one line of the trace."""
         ...
 
-    def before(self, node: SimulatedNode, event: Event | None) -> None:
-        """Be told of an event (None: a timer) before the core is."""
+    def before(self, node: SimulatedNode, event: Event | None) -> Event | None:
+        """Be told of an event (None: a timer) before the core is; return what to tell the core."""
         ...
 
     def after(self, node: SimulatedNode, command: Command) -> None:
         """Be told of a command after it was carried out."""
         ...
 
-    def handled(self, node: NodeId, event: Event | None, commands: list[Command]) -> None:
-        """Be told what the core made of an event, before any of it is carried out."""
+    def handled(self, node: NodeId, commands: list[Command]) -> None:
+        """Be told what the core commanded, before any of it is carried out."""
         ...
 
 
@@ -204,9 +204,22 @@ class SimulatedNode:
 
     def feed(self, event: Event) -> None:
         """Give the core an event and carry out what it commands; nothing if the node is down."""
-        self._network.before(self, event)
         if self.core is not None:
-            self._carry_out(event, self.core.handle(event, self._kernel.now))
+            self._tell(event)
+
+    def _tell(self, event: Event | None) -> None:
+        told = self._network.before(self, event)
+        core, now = self.core, self._kernel.now
+        if core is None:
+            return
+        commands = core.handle_timer(now) if told is None else core.handle(told, now)
+        self._network.handled(self.node, commands)
+        for command in commands:
+            self._do(command)
+            self._network.after(self, command)
+            if self.core is not core:
+                return
+        self._arm()
 
     def _wake_up(self) -> None:
         self._wake = None
@@ -214,9 +227,7 @@ class SimulatedNode:
         due = self.core.next_deadline()
         if due is not None and due <= self._kernel.now:
             self._guard()
-            self._network.before(self, None)
-            if self.core is not None:
-                self._carry_out(None, self.core.handle_timer(self._kernel.now))
+            self._tell(None)
         else:
             self._arm()
 
@@ -234,16 +245,6 @@ class SimulatedNode:
         self._wake = self._kernel.at(due, self._wake_up)
 
     # --- commands out ---
-
-    def _carry_out(self, event: Event | None, commands: list[Command]) -> None:
-        core = self.core
-        self._network.handled(self.node, event, commands)
-        for command in commands:
-            self._do(command)
-            self._network.after(self, command)
-            if self.core is not core:
-                return
-        self._arm()
 
     def _do(self, command: Command) -> None:
         network, store = self._network, self.store
