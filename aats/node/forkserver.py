@@ -53,18 +53,6 @@ def die_with_parent(parent: int) -> None:
         os._exit(_FATAL)
 
 
-def preload() -> None:
-    """Import what children need: torch, and torch._dynamo, which an optimizer's step pulls in."""
-    import torch
-    import torch._dynamo
-
-    import aats.node.daemon
-    import aats.node.executor
-
-    torch.set_num_threads(1)
-    del aats
-
-
 # --- the server -------------------------------------------------------------------------------
 
 
@@ -335,10 +323,11 @@ class ForkServer:
 
 def _main(arguments: list[str]) -> None:
     fd, role = int(arguments[0]), arguments[1]
-    preload()
-    from aats.node import daemon, executor
+    from aats.node import host, worker
+    from aats.roles.runner import fork_safe_warmup
 
-    mains: dict[str, ChildMain] = {"daemon": daemon.child_main, "worker": executor.child_main}
+    fork_safe_warmup()
+    mains: dict[str, ChildMain] = {"daemon": host.child_main, "worker": worker.child_main}
     serve(socket.socket(fileno=fd), mains[role])
 
 

@@ -59,7 +59,6 @@ def _gone(pid: int) -> bool:
     return state == "Z"
 
 
-@pytest.mark.asyncio
 async def test_a_child_gets_its_argument_and_descriptors_and_leads_its_own_group() -> None:
     server, exits = await _server()
     r, w = os.pipe()
@@ -73,7 +72,6 @@ async def test_a_child_gets_its_argument_and_descriptors_and_leads_its_own_group
     await server.close()
 
 
-@pytest.mark.asyncio
 @pytest.mark.parametrize(("argument", "code"), [("raise", 70), ("status", 7)])
 async def test_a_child_that_fails_tells_how_and_the_server_goes_on(
     argument: str, code: int
@@ -85,7 +83,6 @@ async def test_a_child_that_fails_tells_how_and_the_server_goes_on(
     await server.close()
 
 
-@pytest.mark.asyncio
 async def test_a_child_can_be_killed_by_name() -> None:
     server, exits = await _server()
     r, w = os.pipe()
@@ -99,7 +96,6 @@ async def test_a_child_can_be_killed_by_name() -> None:
     await server.close()
 
 
-@pytest.mark.asyncio
 async def test_no_child_outlives_a_closed_server() -> None:
     server, _ = await _server()
     r, w = os.pipe()
@@ -113,7 +109,6 @@ async def test_no_child_outlives_a_closed_server() -> None:
     os.close(w)
 
 
-@pytest.mark.asyncio
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's death signal is Linux only")
 async def test_children_of_a_killed_server_end_and_are_reported() -> None:
     server, exits = await _server()

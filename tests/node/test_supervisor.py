@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
-
-import pytest
 
 from aats.node.forkserver import ForkServer
 from aats.node.supervisor import Backoff, Change, ProcessChanged, Supervisor
@@ -23,7 +22,7 @@ def _child(argument: str, fds: list[int]) -> None:
         sys.exit(3)
     if mode == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        count.with_suffix(".ready").touch()
+        count.with_suffix(".ready").write_text("ready")
     while True:
         signal.pause()
 
@@ -58,7 +57,6 @@ def test_waits_double_up_to_a_cap_and_end() -> None:
     assert waits == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, None]
 
 
-@pytest.mark.asyncio
 async def test_a_killed_process_is_started_again() -> None:
     server, supervisor, news = await _supervisor()
     supervisor.start("a", "wait")
@@ -71,7 +69,6 @@ async def test_a_killed_process_is_started_again() -> None:
     await server.close()
 
 
-@pytest.mark.asyncio
 async def test_one_that_always_dies_is_given_up(tmp_path: Path) -> None:
     server, supervisor, news = await _supervisor()
     supervisor.start("a", f"die:{tmp_path / 'a'}")
@@ -81,7 +78,6 @@ async def test_one_that_always_dies_is_given_up(tmp_path: Path) -> None:
     await server.close()
 
 
-@pytest.mark.asyncio
 async def test_one_that_recovers_stays_up(tmp_path: Path) -> None:
     server, supervisor, news = await _supervisor()
     supervisor.start("a", f"die-twice:{tmp_path / 'a'}")
@@ -91,7 +87,6 @@ async def test_one_that_recovers_stays_up(tmp_path: Path) -> None:
     await server.close()
 
 
-@pytest.mark.asyncio
 async def test_a_process_taken_down_stays_down_until_it_is_wanted_again() -> None:
     server, supervisor, news = await _supervisor()
     supervisor.start("a", "wait")
@@ -106,12 +101,12 @@ async def test_a_process_taken_down_stays_down_until_it_is_wanted_again() -> Non
     await server.close()
 
 
-@pytest.mark.asyncio
 async def test_one_that_ignores_the_request_to_end_is_killed(tmp_path: Path) -> None:
     server, supervisor, _ = await _supervisor()
+    ready = tmp_path / "a.ready"
+    os.mkfifo(ready)
     supervisor.start("a", f"stubborn:{tmp_path / 'a'}")
-    while not (tmp_path / "a.ready").exists():
-        await asyncio.sleep(0.01)
+    assert await asyncio.to_thread(ready.read_text) == "ready"
     await supervisor.stop(patience_s=0.05)
     assert not supervisor._processes["a"].is_up
     await server.close()

@@ -1,0 +1,185 @@
+"""What a task's process does: read one job, set its limits, run the task, answer, end.
+
+The process is forked from a worker zygote for this one task, so a crash, a leak or a hang in a
+method touches nothing else. The packet's payload is mapped privately (the custody file stays
+as it arrived), the new payload is written straight into the file that will be handed on.
+Samples that other nodes gave lie as files in the node's directory and are read by each task
+that needs them; they belong to one incarnation of the node.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import resource
+import socket
+import struct
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from aats.ids import NodeId
+from aats.node.events import TaskFailed, TaskFinished
+from aats.node.shard import FILE_NAME, load_data
+from aats.node.spec import WorkSettings
+from aats.node.tasks import AdoptResult, AdoptTask, Result, Spending
+from aats.packet import Header
+from aats.payload import Payload
+from aats.roles.data import NodeData
+from aats.roles.runner import TaskContext, run_task
+from aats.spool import map_private
+from aats.wire import decode_task, encode_event
+
+MAX_JOB_BYTES = 1 << 30
+MAX_REASON = 500
+"""Characters kept of a failure's reason."""
+LENGTH = struct.Struct("!Q")
+"""Before a job on its socket: size in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One task with all a fresh process needs to run it."""
+
+    number: int
+    """The core's number of the task."""
+    node: NodeId
+    directory: str
+    """The node's; holds `data.safetensors` and what others gave."""
+    incarnation: int
+    kind: str
+    """The task's, in words for people."""
+    task: bytes
+    """`wire.encode_task`."""
+    payload: str = ""
+    """File with the packet's tensors, "" where the task has none."""
+    outcome: str = ""
+    """File that takes the new tensors."""
+    settings: WorkSettings = WorkSettings()
+    watts: float = 0.0
+    """Power one busy core draws, for the joules of the answer."""
+
+
+def encode_job(job: Job) -> bytes:
+    """Return a job as bytes, its length first."""
+    body = msgspec.msgpack.encode(job)
+    return LENGTH.pack(len(body)) + body
+
+
+# --- in the task's process --------------------------------------------------------------------
+
+_preloaded: dict[Path, tuple[int, NodeData]] = {}
+"""Data by file, with the file's time of change in nanoseconds."""
+
+
+def preload_data(directory: Path) -> None:
+    """Read a node's data now, so that processes forked from this one have them."""
+    path = directory / FILE_NAME
+    if path.exists():
+        _preloaded[path] = path.stat().st_mtime_ns, load_data(path)
+
+
+def _own_data(directory: Path) -> NodeData:
+    path = directory / FILE_NAME
+    changed_ns, data = _preloaded.get(path, (0, NodeData()))
+    if path.exists() and path.stat().st_mtime_ns != changed_ns:
+        return load_data(path)
+    return data
+
+
+def limit_memory(limit_bytes: int) -> None:
+    """Let this process map at most `limit_bytes` more than it has now (Linux only)."""
+    if limit_bytes and sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+        total = pages * mmap.PAGESIZE + limit_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (total, total))
+
+
+def be_first_to_die() -> None:
+    """Have the kernel choose this process when memory runs out, not a daemon (Linux only)."""
+    if sys.platform == "linux":
+        Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
+
+
+def child_main(argument: str, fds: list[int]) -> None:
+    """Run the one job that comes over `fds[0]` and answer on it. `argument` is for people."""
+    del argument
+    with socket.socket(fileno=fds[0]) as channel:
+        size = LENGTH.unpack(_read(channel, LENGTH.size))[0]
+        if size > MAX_JOB_BYTES:
+            raise ValueError(f"job of {size} bytes, allowed are {MAX_JOB_BYTES}")
+        job = msgspec.msgpack.decode(_read(channel, size), type=Job)
+        channel.sendall(encode_event(perform(job)))
+
+
+def perform(job: Job) -> TaskFinished | TaskFailed:
+    """Run a job in this process under its limits; an exception comes back as a failure."""
+    os.nice(5)
+    be_first_to_die()
+    started, cpu = time.perf_counter(), time.process_time()
+    try:
+        result = _run(job)
+    except (Exception, SystemExit) as e:  # noqa: BLE001 - the top of a process: report it
+        return TaskFailed(job.number, f"{type(e).__name__}: {e}"[:MAX_REASON])
+    joules = (time.process_time() - cpu) * job.watts
+    return TaskFinished(job.number, result, Spending(time.perf_counter() - started, joules))
+
+
+def _read(channel: socket.socket, size: int) -> bytearray:
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        got = channel.recv_into(view)
+        if not got:
+            raise EOFError("the daemon closed the channel of a task")
+        view = view[got:]
+    return data
+
+
+def _run(job: Job) -> Result:
+    task = decode_task(job.task)
+    header: Header | None = getattr(task, "header", None)
+    context = TaskContext(
+        node=job.node,
+        data=_own_data(Path(job.directory)),
+        allocate=lambda total: _create(Path(job.outcome), total),
+        probe_samples=job.settings.probe_samples,
+        probe_noise=job.settings.probe_noise,
+        secret=job.settings.secret,
+        contribution=job.settings.contribution,
+    )
+    if header is not None:
+        arena = map_private(Path(job.payload), header.manifest.total)
+        context.payload = Payload(header.manifest, arena)
+    limit_memory(job.settings.memory_bytes)
+    given = given_directory(Path(job.directory)) / str(job.incarnation)
+    for path in sorted(given.glob("*.task")):
+        run_task(decode_task(path.read_bytes()), context)
+    result = run_task(task, context)
+    if isinstance(task, AdoptTask) and isinstance(result, AdoptResult) and result.accepted:
+        _keep(given / f"{task.samples.purpose}.{task.giver}.task", job.task)
+    return result
+
+
+def given_directory(directory: Path) -> Path:
+    """Return where a node keeps what others gave it, a folder for each of its incarnations."""
+    return directory / "given"
+
+
+def _keep(path: Path, data: bytes) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def _create(path: Path, size: int) -> memoryview:
+    """Return a new file of `size` bytes, mapped; its blocks are there."""
+    if size == 0:
+        return memoryview(bytearray())
+    with path.open("w+b") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+        return memoryview(mmap.mmap(file.fileno(), size))

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from aats.identity import Identity
+from aats.ids import NodeId, PacketId
+from aats.learning.method import Carry, Plan, Stop, Work, local
+from aats.node.executor import Executor, TaskError, fork_zygote
+from aats.node.shard import FILE_NAME, save_data
+from aats.node.spec import WorkSettings
+from aats.node.tasks import (
+    AdoptResult,
+    AdoptTask,
+    ContributeResult,
+    ContributeTask,
+    Task,
+    VerifyTask,
+    VisitResult,
+    VisitTask,
+)  # fmt: skip
+from aats.node.worker import Job, given_directory
+from aats.packet import (
+    UNLIMITED,
+    Architecture,
+    Header,
+    Mandate,
+    Owner,
+    PacketKind,
+    Plugin,
+    Target,
+)  # fmt: skip
+from aats.payload import Payload, pack
+from aats.roles.data import NodeData, SkillData
+from aats.wire import encode_task
+
+NODE = NodeId("worker")
+LIMIT_BYTES = 1 << 28
+OWNER = Identity.from_seed(NodeId("owner"), b"test")
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """A method that does what a method must not do."""
+
+    how: str = ""
+    name: ClassVar[str] = "hostile"
+
+    def plan(self, stop: Stop) -> Plan | None:
+        if self.how == "raise":
+            raise RuntimeError("no")
+        if self.how == "segfault":
+            ctypes.string_at(0)
+        if self.how == "exit":
+            os._exit(0)
+        if self.how == "sys-exit":
+            sys.exit("enough")
+        if self.how == "memory":
+            _ = [bytearray(1 << 24) for _ in range(64)]
+        while self.how == "hang":
+            signal.pause()
+        return None
+
+    def train(self, model: Any, work: Work) -> Carry | None:
+        return None
+
+
+local("hostile", Hostile)
+
+
+def _data(seed: int) -> NodeData:
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(60, 4)), rng.integers(0, 2, 60)
+    return NodeData.of(SkillData.of("a", x, y, num_classes=2))
+
+
+def _packet(method: Plugin) -> tuple[Header, Payload]:
+    payload = pack({"model.w": np.arange(12, dtype=np.float32)})
+    mandate = Mandate(
+        id=PacketId("018f0000-0000-7000-8000-000000000001"), kind=PacketKind.TRAIN,
+        owner=Owner(OWNER.node, OWNER.public_key), created=0.0, deadline=1e12,
+        requirement=(Target("a", 0.9),), budget=UNLIMITED, architecture=Architecture("mlp"),
+        method=method, policy=Plugin("random"), seed=1,
+    )  # fmt: skip
+    return Header(mandate, manifest=payload.manifest), payload
+
+
+class Bench:
+    """A node's directory, and an executor for it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.memory_bytes = directory, LIMIT_BYTES
+        save_data(directory / FILE_NAME, _data(0))
+        self.executor = Executor(fork_zygote([directory]))
+        self.executor.start()
+
+    def job(self, task: Task, payload: Payload | None = None, incarnation: int = 1) -> Job:
+        path = self.directory / "payload"
+        if payload is not None:
+            path.write_bytes(payload.arena)
+        return Job(
+            number=1, node=NODE, directory=str(self.directory), incarnation=incarnation,
+            kind=type(task).__name__, task=encode_task(task), payload=str(path),
+            outcome=str(self.directory / "outcome"),
+            settings=WorkSettings(memory_bytes=self.memory_bytes),
+        )  # fmt: skip
+
+    async def visit(self, how: str, timeout_s: float = 30.0) -> VisitResult:
+        header, payload = _packet(Plugin("hostile", {"how": how}))
+        event = await self.executor.run(self.job(VisitTask(header, NODE), payload), timeout_s)
+        assert isinstance(event.result, VisitResult)
+        return event.result
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    await bench.executor.close()
+
+
+async def test_a_visit_runs_in_a_process_of_its_own_and_answers(bench: Bench) -> None:
+    result = await bench.visit("")
+    header, _ = _packet(Plugin("noop"))
+    assert result.manifest == header.manifest
+    assert not (bench.directory / "outcome").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("raise", "failed: RuntimeError: no"),
+        ("segfault", "crashed: its process was ended by SIGSEGV"),
+        ("exit", "crashed: its process ended with status 0 and no answer"),
+        ("sys-exit", "failed: SystemExit: enough"),
+        ("memory", "MemoryError"),
+    ],
+)
+async def test_whatever_a_method_does_is_a_failed_task(bench: Bench, how: str, reason: str) -> None:
+    with pytest.raises(TaskError, match=reason):
+        await bench.visit(how)
+    await bench.visit("")
+
+
+async def test_a_task_that_hangs_is_stopped_at_its_limit(bench: Bench) -> None:
+    with pytest.raises(TaskError, match=r"longer than 0\.2 s"):
+        await bench.visit("hang", timeout_s=0.2)
+    await bench.visit("")
+
+
+async def test_a_cancelled_task_leaves_no_process(bench: Bench) -> None:
+    started = asyncio.Event()
+    header, payload = _packet(Plugin("hostile", {"how": "hang"}))
+    job = bench.job(VisitTask(header, NODE), payload)
+    running = asyncio.create_task(bench.executor.run(job, 30.0, started.set))
+    await asyncio.wait_for(started.wait(), 10)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await bench.visit("")
+    assert not bench.executor._server.pids
+
+
+async def test_an_unknown_method_is_a_failed_task(bench: Bench) -> None:
+    header, payload = _packet(Plugin("no-such-method"))
+    with pytest.raises(TaskError, match=r"unknown aats\.methods 'no-such-method'"):
+        await bench.executor.run(bench.job(VisitTask(header, NODE), payload), 30.0)
+
+
+async def test_samples_given_to_a_node_are_there_for_its_later_tasks(bench: Bench) -> None:
+    async def run(task: Task, incarnation: int = 1) -> object:
+        return (await bench.executor.run(bench.job(task, payload, incarnation), 30.0)).result
+
+    header, payload = _packet(Plugin("noop"))
+    bench.memory_bytes = 0
+    given = await run(ContributeTask("verify", NODE, 1))
+    assert isinstance(given, ContributeResult)
+    adopted = await run(AdoptTask(NodeId("giver"), given.samples))
+    assert isinstance(adopted, AdoptResult)
+    assert adopted.accepted
+    assert (given_directory(bench.directory) / "1" / "verify.giver.task").exists()
+    refused = await run(AdoptTask(NodeId("other"), replace(given.samples, purpose="keep")))
+    assert isinstance(refused, AdoptResult)
+    assert not refused.accepted
+    assert len(list((given_directory(bench.directory) / "1").iterdir())) == 1
+
+    # The model of the packet is no model, which only a node with a test set finds out.
+    with pytest.raises(TaskError, match=r"mlp|tensor|model"):
+        await run(VerifyTask(header))
+    with pytest.raises(TaskError, match="test set has nothing"):
+        await run(VerifyTask(header), incarnation=2)
