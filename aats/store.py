@@ -201,9 +201,10 @@ class NodeStore:
         with self._guard:
             old = self._held.get(row.key)
             held = self._payload_for(row, outcome)
-            if self.level == "host":
-                self._flush(held)
-            self._checkpoint("named")
+        if self.level == "host":
+            self._flush(held)
+        self._checkpoint("named")
+        with self._guard:
             self._commit(row, held, records)
             self._checkpoint("committed")
             self._rows[row.key], self._held[row.key] = row, held

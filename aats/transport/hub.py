@@ -1,0 +1,162 @@
+"""What the nodes of one process share: a ZeroMQ context, its doorkeeper, the bulk thread.
+
+The thread is a small event loop over plain (not asyncio) sockets, because a future per message
+costs more than the message. It also answers ZAP requests, so that a busy asyncio loop never
+keeps a neighbour waiting at the door.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from math import ceil
+
+import structlog
+import zmq
+
+from aats.transport.keys import ZapHandler
+
+Callback = Callable[[], None]
+ZAP_ADDRESS = "inproc://zeromq.zap.01"
+
+_log = structlog.get_logger()
+
+
+class SocketThread(threading.Thread):
+    """Polls sockets and runs what is due. Only `call`, `call_and_wait` and `stop` are for other threads."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self._poller = zmq.Poller()
+        self._readers: dict[zmq.Socket[bytes], Callback] = {}
+        self._writers: dict[zmq.Socket[bytes], Callback] = {}
+        self._calls: deque[Callback] = deque()
+        self._timers: list[tuple[float, int, Callback]] = []
+        self._numbers = itertools.count()
+        self._wake_r, self._wake_w = socket.socketpair()
+        self._wake_r.setblocking(False)
+        self._wake_w.setblocking(False)
+        self._poller.register(self._wake_r, zmq.POLLIN)
+        self._is_stopping = False
+
+    def call(self, callback: Callback) -> None:
+        """Run `callback` on the thread, soon."""
+        self._calls.append(callback)
+        self._wake()
+
+    def call_and_wait(self, callback: Callback) -> None:
+        """Run `callback` on the thread and wait until it has run."""
+        done = threading.Event()
+        self.call(callback)
+        self.call(done.set)
+        done.wait()
+
+    def stop(self) -> None:
+        """End the thread after the calls made so far, and wait for it."""
+        self.call(self._end)
+        self.join()
+        self._wake_r.close()
+        self._wake_w.close()
+
+    def at(self, when: float, callback: Callback) -> None:
+        """Run `callback` once `time.monotonic()` has reached `when`."""
+        heapq.heappush(self._timers, (when, next(self._numbers), callback))
+
+    def on_readable(self, sock: zmq.Socket[bytes], callback: Callback | None) -> None:
+        """Call back while `sock` has messages; None: no longer."""
+        self._set(self._readers, sock, callback)
+
+    def on_writable(self, sock: zmq.Socket[bytes], callback: Callback | None) -> None:
+        """Call back while `sock` takes messages; None: no longer."""
+        self._set(self._writers, sock, callback)
+
+    def _set(
+        self,
+        table: dict[zmq.Socket[bytes], Callback],
+        sock: zmq.Socket[bytes],
+        callback: Callback | None,
+    ) -> None:
+        if callback is None:
+            table.pop(sock, None)
+        else:
+            table[sock] = callback
+        flags = (zmq.POLLIN if sock in self._readers else 0) | (
+            zmq.POLLOUT if sock in self._writers else 0
+        )
+        if flags:
+            self._poller.register(sock, flags)
+        elif sock in self._poller:
+            self._poller.unregister(sock)
+
+    def _wake(self) -> None:
+        try:
+            self._wake_w.send(b"\0")
+        except BlockingIOError:
+            return  # as many wake-ups are waiting as the pipe takes: one is enough
+
+    def _end(self) -> None:
+        self._is_stopping = True
+
+    def run(self) -> None:
+        """Serve until stopped."""
+        while not self._is_stopping:
+            for sock, flags in self._poller.poll(self._timeout_ms()):
+                if sock == self._wake_r.fileno():
+                    self._wake_r.recv(4096)
+                    continue
+                if flags & zmq.POLLOUT:
+                    self._run(self._writers.get(sock))
+                if flags & zmq.POLLIN:
+                    self._run(self._readers.get(sock))
+            while self._calls:
+                self._run(self._calls.popleft())
+            now = time.monotonic()
+            while self._timers and self._timers[0][0] <= now:
+                self._run(heapq.heappop(self._timers)[2])
+
+    def _timeout_ms(self) -> int | None:
+        if self._calls:
+            return 0
+        if not self._timers:
+            return None
+        return max(0, ceil((self._timers[0][0] - time.monotonic()) * 1000))
+
+    def _run(self, callback: Callback | None) -> None:
+        if callback is None:
+            return
+        try:
+            callback()
+        except Exception:  # noqa: BLE001 - the top of a thread: one fault must not stop all lanes
+            _log.exception("hub.fault", thread=self.name)
+
+
+class Hub:
+    """Sockets' common ground. Closing it while a lane is open is a mistake of the caller."""
+
+    def __init__(self) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.context.set(zmq.MAX_SOCKETS, 16_384)
+        self.zap = ZapHandler()
+        self.thread = SocketThread("aats-bulk")
+        self._door = self.context.socket(zmq.ROUTER)
+        self._door.bind(ZAP_ADDRESS)
+        self.thread.on_readable(self._door, self._answer)
+        self.thread.start()
+
+    def _answer(self) -> None:
+        frames = self._door.recv_multipart()
+        cut = frames.index(b"") + 1 if b"" in frames else len(frames)
+        reply = self.zap.answer(frames[cut:])
+        if reply is not None:
+            self._door.send_multipart([*frames[:cut], *reply])
+
+    def close(self) -> None:
+        """Stop the thread and the context."""
+        self.thread.stop()
+        self._door.close(linger=0)
+        self.context.term()
