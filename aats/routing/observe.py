@@ -96,11 +96,12 @@ def phase(header: Header, now: float, *, hops_home: int = 0) -> Phase:
         now: Seconds, on the clock of the deadline.
         hops_home: Links to the owner.
     """
-    moves = hops_home + 1
-    reserve = Cost(hops=moves, bytes=moves * header.manifest.total)
+    # One move more than the way home: another stop may lie one link further from it.
+    reserve = Cost(bytes=(hops_home + 1) * header.manifest.total)
     if (
         header.requirement_met
         or now >= header.mandate.deadline
+        or header.hops_left <= hops_home + 1
         or (header.spent + reserve).exceeds(header.mandate.budget)
     ):
         return Phase.RETURN
