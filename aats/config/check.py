@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from aats.advert import Role
 from aats.config.scenario import FaultConfig, FaultKind, PacketConfig, Scenario
 from aats.errors import InfeasibleError, ScenarioError, nearest
-from aats.ids import NodeId
+from aats.ids import NODE_ID, NodeId
 from aats.packet import Target
 from aats.plugins import names
 
@@ -22,6 +22,7 @@ def check(scenario: Scenario, place: str) -> None:
         ScenarioError: If a name refers to nothing, or settings contradict each other.
         InfeasibleError: If a packet's requirement cannot be met on this network, and why.
     """
+    _check_name(scenario.name, f"{place}scenario.name")
     _check_nodes(scenario, place)
     _check_data(scenario, place)
     for i, fault in enumerate(scenario.faults):
@@ -54,6 +55,13 @@ def _known(name: str, known: Iterable[str], place: str, what: str) -> None:
     if name not in listed:
         allowed = f"known {what} are {', '.join(listed) or 'none'}"
         raise ScenarioError(place, name, allowed, nearest(name, listed))
+
+
+def _check_name(name: str, at: str) -> None:
+    """Names of scenarios and packets become names of files."""
+    if not NODE_ID.fullmatch(name):
+        allowed = "1-64 letters, digits, '.', '_', '-', the first a letter or digit"
+        raise ScenarioError(at, name, allowed)
 
 
 def _check_nodes(scenario: Scenario, place: str) -> None:
@@ -106,8 +114,9 @@ def _check_packets(scenario: Scenario, place: str) -> None:
     seen = set[str]()
     for i, packet in enumerate(scenario.packets):
         at = f"{place}packets[{i}]"
-        if packet.name in seen or not packet.name:
-            raise ScenarioError(f"{at}.name", packet.name, "must be unique and not empty")
+        _check_name(packet.name, f"{at}.name")
+        if packet.name in seen:
+            raise ScenarioError(f"{at}.name", packet.name, "each name may stand once")
         seen.add(packet.name)
         _known(packet.owner, scenario.nodes, f"{at}.owner", "nodes")
         _known(packet.kind, names("aats.agents"), f"{at}.kind", "agents")

@@ -16,8 +16,9 @@ from aats.errors import ScenarioError, nearest
 from aats.ids import NodeId
 from aats.packet import Plugin
 from aats.topology.generate import generate, joined
-from aats.topology.graphml import load_graphml
+from aats.topology.graphml import load_graphml, unique_ids
 from aats.topology.network import Layout, Network, Site, fill
+from aats.topology.place import positions
 
 FILE = "scenario.toml"
 _DERIVED = {"network", "folder"}
@@ -74,12 +75,12 @@ def build(
         raise ScenarioError(f"{place}topology", None, "the table must be given")
     scenario = read(Scenario, plain, place)
     layout = _layout(scenario.topology, scenario.seed, folder, f"{place}topology")
-    nodes = _nodes(tables, layout, place)
+    nodes = _placed(_nodes(tables, layout, place), layout)
     layout = fill(Layout(tuple(map(_site, nodes, nodes.values())), layout.edges),
                   scenario.links, scenario.seed)  # fmt: skip
     scenario = replace(
         scenario,
-        scenario=replace(scenario.scenario, name=scenario.name or name),
+        scenario=replace(scenario.scenario, name=scenario.name or unique_ids([name])[0]),
         topology=TopologyConfig(names=tuple(nodes), edges=layout.edges),
         nodes=nodes,
         data=_rooted(scenario.data, folder),
@@ -136,10 +137,25 @@ def _settled(node: NodeConfig, site: Site) -> NodeConfig:
         label=node.label or site.label,
         lat=lat if node.lat is None else node.lat,
         lon=lon if node.lon is None else node.lon,
-        position=node.position or site.position,
         contributes_to=tuple(n for n in node.contributes_to if n != site.name),
         delegate=NodeId("") if node.delegate == site.name else node.delegate,
     )
+
+
+def _placed(nodes: dict[NodeId, NodeConfig], layout: Layout) -> dict[NodeId, NodeConfig]:
+    """Return the settings with a drawing position each: its own, by coordinates, the layout's."""
+    places = {
+        name: (node.lat, node.lon) if node.lat is not None and node.lon is not None else None
+        for name, node in nodes.items()
+    }
+    spots = (
+        positions(places, layout.edges)
+        if any(places.values())
+        else {site.name: site.position for site in layout.sites}
+    )
+    return {
+        name: replace(node, position=node.position or spots[name]) for name, node in nodes.items()
+    }
 
 
 def _site(name: NodeId, node: NodeConfig) -> Site:

@@ -30,7 +30,7 @@ class About:
     """`[scenario]`: what this is, and what all randomness comes from."""
 
     name: str = ""
-    """For people and run ids; the file's or its folder's name if empty."""
+    """For people and run ids, as a node id is written; the file's or its folder's if empty."""
     description: str = ""
     seed: Count = 0
     """Of everything drawn at random: topology, links, partition, models, policies, faults."""
@@ -168,7 +168,7 @@ class PacketConfig:
     """`[[packets]]`: one AI packet. It starts at its owner, and nothing says where it goes."""
 
     name: str
-    """For people and the command line; unique in the scenario."""
+    """For people, the command line and file names: written as a node id, unique."""
     owner: NodeId
     """The node it is submitted at and comes home to."""
     requirement: tuple[Target, ...]

@@ -16,6 +16,7 @@ from aats.errors import ScenarioError, nearest
 from aats.ids import NodeId
 from aats.packet import Plugin
 from aats.topology.network import Edge, Layout, Site, components
+from aats.topology.place import circle, tidy
 
 MAX_NODES = 100_000
 """Above it a typing error is likelier than a wish."""
@@ -99,17 +100,6 @@ def joined(names: Iterable[NodeId], edges: Sequence[Edge], *, place: str = "edge
     )
 
 
-def circle(nodes: int) -> list[Position]:
-    """Return evenly spaced positions on a circle in the unit square, the first on top."""
-    turns = (2 * math.pi * i / max(nodes, 1) for i in range(nodes))
-    return [(_tidy(0.5 + 0.45 * math.sin(t)), _tidy(0.5 + 0.45 * math.cos(t))) for t in turns]
-
-
-def _tidy(x: float) -> float:
-    """Round so that a position is the same on every platform's libm."""
-    return round(x, 6)
-
-
 def _check_number(parameter: inspect.Parameter, value: object, place: str) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if isinstance(parameter.default, int):
@@ -138,7 +128,7 @@ def ring(nodes: int = 8) -> Shape:
 def line(nodes: int = 8) -> Shape:
     """Return a line."""
     n = _wanted(nodes)
-    return [(_tidy((i + 0.5) / n), 0.5) for i in range(n)], {(i, i + 1) for i in range(n - 1)}
+    return [(tidy((i + 0.5) / n), 0.5) for i in range(n)], {(i, i + 1) for i in range(n - 1)}
 
 
 def star(nodes: int = 8) -> Shape:
@@ -168,7 +158,7 @@ def tree(nodes: int = 15, branching: int = 2) -> Shape:
     spots: list[Position] = [(0.5, 0.5)] * n
     for level, row in rows.items():
         for k, i in enumerate(row):
-            spots[i] = (_tidy((k + 0.5) / len(row)), _tidy(1 - (level + 0.5) / (len(rows))))
+            spots[i] = (tidy((k + 0.5) / len(row)), tidy(1 - (level + 0.5) / (len(rows))))
     return spots, {(parent, i + 1) for i, parent in enumerate(parents)}
 
 
@@ -177,7 +167,7 @@ def grid(rows: int = 4, columns: int = 4) -> Shape:
     if rows < 1 or columns < 1 or rows * columns > MAX_NODES:
         raise ValueError(f"rows and columns must be at least 1, their product at most {MAX_NODES}")
     spots = [
-        (_tidy((c + 0.5) / columns), _tidy(1 - (r + 0.5) / rows))
+        (tidy((c + 0.5) / columns), tidy(1 - (r + 0.5) / rows))
         for r in range(rows)
         for c in range(columns)
     ]
@@ -191,7 +181,7 @@ def random_geometric(nodes: int = 16, radius: float = 0.35, *, rng: random.Rando
     n = _wanted(nodes)
     if not 0 < radius <= 2:
         raise ValueError("radius must be above 0 and at most 2")
-    spots = [(_tidy(rng.random()), _tidy(rng.random())) for _ in range(n)]
+    spots = [(tidy(rng.random()), tidy(rng.random())) for _ in range(n)]
     return spots, _joined_up(spots, _within(spots, radius))
 
 

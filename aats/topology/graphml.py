@@ -18,14 +18,11 @@ from xml.etree.ElementTree import ParseError
 
 from aats.errors import ScenarioError
 from aats.ids import NodeId
-from aats.topology.generate import circle
 from aats.topology.network import Edge, Layout, Site, components
+from aats.topology.place import positions
 
 SPEED = "LinkSpeedRaw"
 """Edge attribute: bits per second."""
-MARGIN = 0.05
-ROUNDS = 100
-"""Of averaging neighbours' positions; enough for the longest chains of the Zoo to settle."""
 
 
 def load_graphml(path: Path, *, component: Literal["all", "largest"] = "all") -> Layout:
@@ -57,9 +54,9 @@ def load_graphml(path: Path, *, component: Literal["all", "largest"] = "all") ->
         ids = {key: name for key, name in ids.items() if name in kept}
         edges = [edge for edge in edges if edge.a in kept]
     places = {ids[key]: _lat_lon(graph.nodes[key]) for key in ids}
-    positions = _positions(places, edges)
+    spots = positions(places, edges)
     return Layout(
-        tuple(Site(ids[k], labels[k], positions[ids[k]], places[ids[k]]) for k in ids),
+        tuple(Site(ids[k], labels[k], spots[ids[k]], places[ids[k]]) for k in ids),
         tuple(edges),
     )
 
@@ -125,36 +122,3 @@ def _lat_lon(attributes: Mapping[str, Any]) -> tuple[float, float] | None:
     if lat is None or lon is None or abs(lat) > 90 or abs(lon) > 180:
         return None
     return lat, lon
-
-
-def _positions(
-    places: Mapping[NodeId, tuple[float, float] | None], edges: Sequence[Edge]
-) -> dict[NodeId, tuple[float, float]]:
-    """Return drawing positions: known places projected, the others between their neighbours."""
-    fixed = _projected({name: at for name, at in places.items() if at is not None})
-    spots = dict(zip(places, circle(len(places)), strict=True)) | fixed
-    near: dict[NodeId, list[NodeId]] = {name: [] for name in places}
-    for edge in edges:
-        near[edge.a].append(edge.b)
-        near[edge.b].append(edge.a)
-    loose = [name for name in places if fixed and name not in fixed and near[name]]
-    for _ in range(ROUNDS):
-        for name in loose:
-            xs, ys = zip(*(spots[peer] for peer in near[name]), strict=True)
-            spots[name] = (sum(xs) / len(xs), sum(ys) / len(ys))
-    return {name: (round(x, 6), round(y, 6)) for name, (x, y) in spots.items()}
-
-
-def _projected(
-    places: Mapping[NodeId, tuple[float, float]],
-) -> dict[NodeId, tuple[float, float]]:
-    """Return an equirectangular projection that fills the unit square up to a margin."""
-    if not places:
-        return {}
-    middle = math.radians(sum(lat for lat, _ in places.values()) / len(places))
-    flat = {name: (lon * math.cos(middle), lat) for name, (lat, lon) in places.items()}
-    xs, ys = zip(*flat.values(), strict=True)
-    span = max(max(xs) - min(xs), max(ys) - min(ys)) or 1.0
-    scale = (1 - 2 * MARGIN) / span
-    cx, cy = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
-    return {name: (0.5 + (x - cx) * scale, 0.5 + (y - cy) * scale) for name, (x, y) in flat.items()}

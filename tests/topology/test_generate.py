@@ -14,7 +14,10 @@ from aats.topology.generate import GENERATORS, generate, joined
 from aats.topology.network import Edge, LinkDefaults, Network, fill
 
 SEEDED = ("random-geometric", "erdos-renyi", "barabasi-albert", "watts-strogatz")
-SPARSE = {"random-geometric": {"radius": 0.05}, "erdos-renyi": {"probability": 0.01}}
+SPARSE: dict[str, dict[str, Any]] = {
+    "random-geometric": {"radius": 0.05},
+    "erdos-renyi": {"probability": 0.01},
+}
 
 
 def made(name: str, seed: int = 0, names: tuple[str, ...] = (), **params: Any) -> Network:

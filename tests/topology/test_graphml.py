@@ -67,7 +67,7 @@ def test_parallel_links_become_the_fastest_and_loops_go(quirky: Path) -> None:
 
 
 def test_a_node_without_coordinates_is_drawn_between_its_neighbours(quirky: Path) -> None:
-    sites = {s.name: s for s in load_graphml(quirky).sites}
+    sites = {str(s.name): s for s in load_graphml(quirky).sites}
     assert sites["New-York-2"].lat_lon is None
     assert sites["New-York-2"].position == pytest.approx(sites["Zurich-1"].position, abs=1e-3)
     assert all(0 <= x <= 1 for s in sites.values() for x in s.position)

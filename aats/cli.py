@@ -1,0 +1,288 @@
+"""The `aats` command: launch scenarios, look at runs, check ledgers, start new scenarios."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aats.errors import DataError, LedgerError, ScenarioError, nearest
+from aats.launch import (
+    EPILOG,
+    FormatOption,
+    OutOption,
+    guarded,
+    launch,
+    new_app,
+    run_app,
+)
+from aats.options import Exit, Format
+
+if TYPE_CHECKING:
+    from aats.oam.view import RunView
+
+app = new_app()
+ledger = new_app()
+policy = new_app()
+app.add_typer(ledger, name="ledger", help="Check the signed history of models.")
+app.add_typer(policy, name="policy", help="Look at routing policies.")
+app.command(epilog=EPILOG)(launch)
+
+
+def emit(rows: Sequence[dict[str, Any]], output: Format, text: Iterable[str]) -> None:
+    """Write rows as one JSON list, as JSON lines, or as the given lines of text."""
+    match output:
+        case Format.JSON:
+            typer.echo(json.dumps(rows, indent=1))
+        case Format.JSONL:
+            for row in rows:
+                typer.echo(json.dumps(row))
+        case Format.TEXT:
+            for line in text:
+                typer.echo(line)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    """Yield rows as text with the columns aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+@app.callback(invoke_without_command=True)
+def entry(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """AI packets that carry a model to the data and work out their own next stop."""
+    if version:
+        from aats import __version__
+
+        typer.echo(f"aats {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(Exit.USAGE)
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+@app.command("ls")
+@guarded
+def list_runs(out: OutOption = Path("runs"), output: FormatOption = Format.TEXT) -> None:
+    """List the runs in a folder, the newest first."""
+    rows = [_run_row(run) for run in _runs(out)]
+    head = ("RUN", "PACKETS", "HOME", "MET", "SECONDS")
+    cells = [
+        (r["run"], str(r["packets"]), str(r["home"]), str(r["met"]), f"{r['seconds']:.1f}")
+        for r in rows
+    ]
+    emit(rows, output, columns([head, *cells]) if rows else [f"no runs in {out}"])
+
+
+@app.command()
+@guarded
+def trace(
+    packet: Annotated[str, typer.Argument(help="A packet's name, its id, or the id's beginning.")],
+    run: Annotated[Path | None, typer.Option(help="A run's folder; the newest if unset.")] = None,
+    out: OutOption = Path("runs"),
+    output: FormatOption = Format.TEXT,
+) -> None:
+    """Show a packet's journey hop by hop: what was done, where it went next, and why."""
+    folder = run or next(iter(_runs(out)), None)
+    if folder is None:
+        raise ScenarioError("--out", str(out), "a folder with runs is wanted")
+    view = _view(folder)
+    names = {one.label: one.id for one in view.packets.values() if one.label}
+    found = [i for i in view.packets if packet == names.get(packet) == i or i.startswith(packet)]
+    wanted = names.get(packet) or (found[0] if len(found) == 1 else None)
+    if wanted is None:
+        known = [*names, *view.packets]
+        allowed = f"packets of {folder} are {', '.join(names or view.packets)}"
+        raise ScenarioError("PACKET", packet, allowed, nearest(packet, known))
+    rows = [event for event in _events(folder) if event.get("packet") == wanted]
+    emit(rows, output, filter(None, map(_told, rows)))
+
+
+def _runs(out: Path) -> list[Path]:
+    if not out.is_dir():
+        return []
+    found = [path for path in out.iterdir() if (path / "events.jsonl").is_file()]
+    return sorted(found, key=lambda p: ((p / "events.jsonl").stat().st_mtime, p), reverse=True)
+
+
+def _events(run: Path) -> Iterable[dict[str, Any]]:
+    from aats.oam.rundir import read_events
+
+    if not (run / "events.jsonl").is_file():
+        raise ScenarioError("--run", str(run), "a run's folder with an events.jsonl is wanted")
+    try:
+        yield from read_events(run / "events.jsonl")
+    except ValueError as broken:
+        raise DataError(f"{run / 'events.jsonl'}: {broken}") from broken
+
+
+def _view(run: Path) -> RunView:
+    from aats.oam.view import RunView
+
+    view = RunView()
+    for event in _events(run):
+        view.apply(event)
+    return view
+
+
+def _run_row(run: Path) -> dict[str, Any]:
+    view = _view(run)
+    packets = view.packets.values()
+    return {
+        "run": run.name,
+        "packets": len(packets),
+        "home": sum(p.status == "home" for p in packets),
+        "met": sum(p.met for p in packets),
+        "seconds": round(view.last_t, 3),
+    }
+
+
+_QUIET = {"t", "node", "event", "packet", "scores", "skills", "epoch"}
+
+
+def _told(event: dict[str, Any]) -> str:
+    """Return one event of a packet as a line for a person; a decision with its best scores."""
+    place = f"{event['t']:9.3f} s  {event['node']:<12} {event['event']:<18} "
+    if event["event"] == "decision":
+        best = sorted(event.get("scores", {}).items(), key=lambda kv: -kv[1])[:4]
+        scores = ", ".join(f"{node} {score:.3g}" for node, score in best)
+        way = " > ".join(event.get("path", ())) or "stays"
+        return f"{place}-> {event['chosen']} via {way}: {event['reason']}" + (
+            f"  [{scores}]" if scores else ""
+        )
+    skills = [
+        f"{skill} {found['value']:.3f} ({found['source']})"
+        for skill, found in event.get("skills", {}).items()
+    ]
+    rest = [f"{k}={_short(v)}" for k, v in event.items() if k not in _QUIET]
+    return place + " ".join([*rest, *skills])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# --- ledgers ------------------------------------------------------------------------------------
+
+
+@ledger.command()
+@guarded
+def verify(
+    path: Annotated[Path, typer.Argument(help="A ledger file, or a run's folder.")],
+    output: FormatOption = Format.TEXT,
+) -> int:
+    """Verify every record of a ledger offline: content, order, signatures."""
+    from aats.ledger.file import verify_ledger
+
+    folder = path / "ledger" if (path / "ledger").is_dir() else path
+    files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise ScenarioError("PATH", str(path), "a ledger file or a run's folder is wanted")
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        row: dict[str, Any] = {"file": str(file), "valid": True}
+        try:
+            found = verify_ledger(file)
+            row |= {
+                "records": found.records,
+                "packets": list(found.packets),
+                "heads": [{"record": head.id, "version": head.version} for head in found.heads],
+            }
+        except LedgerError as error:
+            row |= {"valid": False, "error": str(error)}
+        rows.append(row)
+    emit(rows, output, map(_verdict, rows))
+    return Exit.OK if all(row["valid"] for row in rows) else Exit.NOT_MET
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    if not row["valid"]:
+        return f"INVALID  {row['error']}"
+    versions = ", ".join(head["version"][:12] for head in row["heads"])
+    return f"valid    {row['file']}: {row['records']} records, version {versions}"
+
+
+# --- scenarios ----------------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def new(
+    name: Annotated[Path, typer.Argument(help="Folder to make.")],
+    template: Annotated[str, typer.Option(help="What to start from.")] = "healthcare",
+) -> None:
+    """Start a scenario of your own from a template."""
+    templates = _templates()
+    if template not in templates:
+        allowed = f"templates are {', '.join(templates)}"
+        raise ScenarioError("--template", template, allowed, nearest(template, templates))
+    if name.exists():
+        raise ScenarioError("NAME", str(name), "must not be there yet")
+    shutil.copytree(templates[template], name, ignore=shutil.ignore_patterns("__pycache__", "runs"))
+    typer.echo(f"made {name}; run it with: aats launch {name}")
+
+
+def _templates() -> dict[str, Path]:
+    """Return the bundled scenarios by name; in a checkout those of its examples folder."""
+    package = Path(__file__).parent
+    roots = (package / "templates", package.parent / "examples")
+    root = next((root for root in roots if root.is_dir()), roots[0])
+    return {path.parent.name: path.parent for path in sorted(root.glob("*/scenario.toml"))}
+
+
+# --- plug-ins and the machine -------------------------------------------------------------------
+
+
+@policy.command("ls")
+@guarded
+def list_policies(output: FormatOption = Format.TEXT) -> None:
+    """List the routing policies that are installed."""
+    from aats.plugins import load, names
+
+    rows = [
+        {"name": name, "does": (load("aats.policies", name).__doc__ or "").partition("\n")[0]}
+        for name in names("aats.policies")
+    ]
+    emit(rows, output, columns([(row["name"], row["does"]) for row in rows]))
+
+
+@app.command()
+@guarded
+def doctor(output: FormatOption = Format.TEXT) -> int:
+    """Check that this machine can run AATS, and say what to do where it cannot."""
+    from aats.doctor import examine
+
+    rows = [
+        {"check": c.name, "ok": c.ok, "found": c.found, "advice": "" if c.ok else c.advice}
+        for c in examine()
+    ]
+    lines = (
+        f"{'ok  ' if r['ok'] else 'FAIL'}  {r['check']}: {r['found']}"
+        + (f" - {r['advice']}" if r["advice"] else "")
+        for r in rows
+    )
+    emit(rows, output, lines)
+    return Exit.OK if all(row["ok"] for row in rows) else Exit.NOT_MET
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the `aats` command and return its exit code."""
+    return run_app(app, arguments, "aats")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
