@@ -10,7 +10,7 @@ from math import inf, nan
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]  # ships no types
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -55,7 +55,8 @@ def golden_path(kind: type) -> Path:
 
 def frame(kind: type, body: Any) -> bytes:
     code = {v: k for k, v in wire.TYPES.items()}[kind]
-    return bytes((wire.WIRE_VERSION, code)) + msgpack.packb(body)
+    packed_body: bytes = msgpack.packb(body)
+    return bytes((wire.WIRE_VERSION, code)) + packed_body
 
 
 def body_of(value: Any) -> dict[str, Any]:
@@ -575,7 +576,7 @@ def test_header_is_signed_by_its_holder() -> None:
         wire.check_header(HEADER, OWNER.public_key)
     for change in ({"hop": 3}, {"holder": OWNER.node}, {"chain": HEADER.chain[:1]}):
         with pytest.raises(SignatureError):
-            wire.check_header(replace(HEADER, **change), CLINIC.public_key)  # type: ignore[arg-type]
+            wire.check_header(replace(HEADER, **change), CLINIC.public_key)
 
 
 def test_a_signature_stands_for_one_thing_only() -> None:
