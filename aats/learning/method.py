@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
@@ -247,7 +247,7 @@ def method_of(plugin: Plugin) -> tuple[Method, Guard]:
     params = {k: v for k, v in plugin.params.items() if k not in names}
     place = f"method {plugin.name!r}"
     factory = _LOCAL.get(plugin.name) or _installed(plugin.name)
-    return configure(factory, params, place), configure(Guard, guard, place)
+    return configure(factory, params, place, also=names), configure(Guard, guard, place)
 
 
 def _installed(name: str) -> Callable[..., Method]:
@@ -257,8 +257,16 @@ def _installed(name: str) -> Callable[..., Method]:
         raise UnknownPluginError(GROUP, name, {*error.known, *_LOCAL}) from None
 
 
-def configure(factory: Callable[..., T], params: Mapping[str, Any], place: str) -> T:
+def configure(
+    factory: Callable[..., T], params: Mapping[str, Any], place: str, also: Iterable[str] = ()
+) -> T:
     """Call a factory with parameters; a dataclass's keys and number types are checked first.
+
+    Args:
+        factory: What to call.
+        params: Its keywords.
+        place: Where they stand, for the message.
+        also: Other parameters that may stand there, for the message.
 
     Raises:
         ScenarioError: Naming the parameter and what is allowed.
@@ -267,9 +275,10 @@ def configure(factory: Callable[..., T], params: Mapping[str, Any], place: str) 
         fields = {f.name: f for f in dataclasses.fields(factory) if f.init}
         for key, value in params.items():
             if key not in fields:
+                known = [*fields, *also]
                 raise ScenarioError(
-                    f"{place}.{key}", value, f"known parameters: {', '.join(fields) or 'none'}",
-                    nearest(key, fields),
+                    f"{place}.{key}", value, f"known parameters: {', '.join(known) or 'none'}",
+                    nearest(key, known),
                 )  # fmt: skip
             default = fields[key].default
             number = isinstance(value, int | float) and not isinstance(value, bool)
