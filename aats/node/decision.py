@@ -25,6 +25,8 @@ from aats.topology.stops import Candidate
 
 RETRY_MAX_S = 8.0
 """Cap of the doubling wait of a packet that finds no way."""
+PATIENCE = 3
+"""Waits for another stop before the packet visits the same data once more."""
 VISITS = RecordKind.TRAIN, RecordKind.ROLLED_BACK
 """Records of a visit to data."""
 
@@ -150,12 +152,14 @@ class Decision:
         candidate = observation.candidates[choice.index]
         self._trace_decision(copy, observation, choice)
         copy.doing = Doing.NOTHING
-        if not candidate.path:
-            self._stay(copy, candidate)
-            return
-        data_of = candidate.node if candidate.kind is StopKind.DATA else NodeId("")
-        row = copy.change(Status.WORKED, chosen=candidate.path, data_of=data_of)
-        desk.emit(SaveCustody(row))
+        if candidate.path:
+            self._go(copy, candidate.path, candidate)
+        else:
+            self._stay(copy, candidate, observation)
+
+    def _go(self, copy: Copy, path: tuple[NodeId, ...], stop: Candidate) -> None:
+        data_of = stop.node if stop.kind is StopKind.DATA else NodeId("")
+        self._desk.emit(SaveCustody(copy.change(Status.WORKED, chosen=path, data_of=data_of)))
         self._steps.offer(copy)
 
     def _trace_decision(self, copy: Copy, observation: Observation, choice: Choice) -> None:
@@ -167,20 +171,43 @@ class Decision:
             probe_bytes=copy.header.probe_bytes,
         )  # fmt: skip
 
-    def _stay(self, copy: Copy, candidate: Candidate) -> None:
+    def _stay(self, copy: Copy, stop: Candidate, seen: Observation) -> None:
         """Do here what the packet chose to stay for; once a hop, so that effects stay unique."""
-        header, kind = copy.header, candidate.kind
-        if candidate.transfer_s == inf:
-            self.wait(copy, f"a way to {candidate.node}")
-        elif kind is StopKind.HOME:
+        header = copy.header
+        if stop.transfer_s == inf:
+            self.wait(copy, f"a way to {stop.node}")
+        elif stop.kind is StopKind.HOME:
             self._steps.finish(copy)
-        elif kind is StopKind.MPVU and not _done_here(header, RecordKind.VERIFY):
+        elif stop.kind is StopKind.MPVU and not _done_here(header, RecordKind.VERIFY):
             self._steps.verify(copy)
-        elif kind is StopKind.DATA and not _done_here(header, *VISITS):
-            copy.change(Status.WORKED, data_of=candidate.node)
+        elif stop.kind is StopKind.DATA and not _done_here(header, *VISITS):
+            copy.change(Status.WORKED, data_of=stop.node)
             self._steps.visit(copy)
+        elif stop.kind is StopKind.DATA:
+            self._come_back(copy, stop, seen)
         else:
             self.wait(copy, "another stop")
+
+    def _come_back(self, copy: Copy, stop: Candidate, seen: Observation) -> None:
+        """Make one more visit here a hop of its own: by a neighbour and back.
+
+        Where the last visit was to the same data, nothing else is in reach: that may change, so
+        it waits a little first. It goes home while it can.
+        """
+        desk, header = self._desk, copy.header
+        home = next(c for c in seen.candidates if c.kind is StopKind.HOME)
+        around = [n for n in desk.neighbours if n not in copy.avoid]
+        size = header.manifest.total
+        again = next((e.node for e in reversed(header.journal) if e.action != "verify"), "")
+        if not around or (again == stop.node and copy.failures < PATIENCE):
+            self.wait(copy, "another stop")
+        elif header.hops_left >= len(home.path) + 2:
+            by = min(around, key=lambda n: (desk.map.transfer_s(desk.node, (n,), size), n))
+            self._go(copy, (by, desk.node), stop)
+        elif home.path:
+            self._go(copy, home.path, home)
+        else:
+            self.wait(copy, f"a way to {home.node}")
 
     def timed_out(self, key: CustodyKey) -> None:
         """Decide with the probes at hand."""

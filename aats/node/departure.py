@@ -119,12 +119,11 @@ class Departure:
         desk.emit(CancelTransfer(copy.next_key))
         desk.trace("packet.rerouted", packet=copy.header.id, hop=copy.header.hop,
                    neighbour=neighbour, why=why)  # fmt: skip
-        header = copy.header
         if copy.uncertain:
-            header = self._steps.raise_epoch(copy, neighbour)
-        copy.uncertain = False
-        row = copy.change(Status.WORKED, header=header, chosen=(), data_of=NodeId(""))
-        desk.emit(SaveCustody(row))
+            copy.uncertain = False
+            self._steps.regenerate(copy, neighbour)
+        else:
+            desk.emit(SaveCustody(copy.change(Status.WORKED, chosen=(), data_of=NodeId(""))))
         self._steps.retry(copy, "another way")
 
     def custody_taken(self, sender: NodeId, message: Custody) -> None:

@@ -66,9 +66,13 @@ class Holdings:
             self._desk.emit(CancelTransfer(key))
 
     def hear(self, packet: PacketId, epoch: int, *, done: bool) -> None:
-        """Take in news of a packet and drop every copy that is no longer the living one."""
+        """Take in news of a packet and act on it."""
         if not self._desk.learn(packet, epoch, done=done):
             return
+        self.drop_dead(packet)
+
+    def drop_dead(self, packet: PacketId) -> None:
+        """Drop every copy that is no longer the living one, and every such offer."""
         news = self._desk.news[packet]
         for copy in [c for c in self.copies.values() if c.key.packet == packet]:
             finished = copy.status is Status.HOME

@@ -43,19 +43,29 @@ class Journey:
         self.decide, self.retry = self.decision.decide, self.decision.wait
         self.offer = self.departure.offer
         self.watch, self.report = self.spares.watch, self.spares.report
-        self.raise_epoch = self.spares.raise_epoch
+        self.regenerate = self.spares.regenerate
 
     def restore(self, rows: Iterable[CustodyRow], seen: Iterable[CustodyKey]) -> None:
         """Resume what a restarted node holds."""
         self.held.seen.update(dict.fromkeys(seen))
+        rows = tuple(rows)
         for row in rows:
             copy = Copy(row, since=self._desk.now, uncertain=bool(row.chosen))
             self.held.copies[row.key] = copy
             self.held.seen[row.key] = None
             news = self._desk.news.setdefault(row.key.packet, News())
             news.epoch = max(news.epoch, row.header.epoch)
+        for packet in dict.fromkeys(row.key.packet for row in rows):
+            self.held.drop_dead(packet)
         for copy in list(self.held.copies.values()):
+            self._announce(copy)
             self._resume(copy)
+
+    def _announce(self, copy: Copy) -> None:
+        """Tell the network what we had saved but may not have told before the crash."""
+        is_home, epoch = copy.status is Status.HOME, copy.header.epoch
+        if is_home or epoch > copy.key.epoch:
+            self._desk.notice(copy.key.packet, epoch, done=is_home)
 
     def _resume(self, copy: Copy) -> None:
         match copy.status:

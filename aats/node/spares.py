@@ -11,7 +11,6 @@ from aats.node.custody import Copy, Status
 from aats.node.desk import Desk
 from aats.node.holdings import Holdings
 from aats.node.steps import Steps
-from aats.packet import Header
 
 
 class Spares:
@@ -85,11 +84,9 @@ class Spares:
         if copy is None or copy.row.chosen[:1] != (custodian,):
             return
         self._desk.timers.cancel(("silence", copy.key))
-        header = self.raise_epoch(copy, custodian)
+        self.regenerate(copy, custodian)
         copy.since = self._desk.now
         copy.avoid[custodian] = self._desk.now + self._desk.config.avoid_s
-        row = copy.change(Status.WORKED, header=header, chosen=(), data_of=NodeId(""))
-        self._desk.emit(SaveCustody(row))
         self.watch(copy)
         self._steps.decide(copy)
 
@@ -98,11 +95,17 @@ class Spares:
         if copy.row.sender:
             self._desk.timers.set(("alive", copy.key), self._desk.now + self._desk.config.alive_s)
 
-    def raise_epoch(self, copy: Copy, custodian: NodeId) -> Header:
-        """Return the header under a higher epoch, and tell the network of it."""
+    def regenerate(self, copy: Copy, custodian: NodeId) -> None:
+        """Let our copy be the living one, under a higher epoch, whatever `custodian` has.
+
+        Durable before anybody hears of it: an epoch that is told must have a copy.
+        """
         desk = self._desk
-        header = replace(copy.header, epoch=next_epoch(copy.header.epoch, desk.node))
-        desk.notice(header.id, header.epoch, done=False)
-        desk.send(custodian, Superseded(header.key))
+        epoch = max(copy.header.epoch, desk.news[copy.key.packet].epoch)
+        header = replace(copy.header, epoch=next_epoch(epoch, desk.node))
+        row = copy.change(Status.WORKED, header=header, chosen=(), data_of=NodeId(""))
+        desk.emit(SaveCustody(row))
         desk.trace("packet.regenerated", packet=header.id, hop=header.hop, epoch=header.epoch)
-        return header
+        desk.notice(header.id, header.epoch, done=False)
+        self._held.drop_dead(header.id)
+        desk.send(custodian, Superseded(header.key))

@@ -6,7 +6,6 @@ from typing import Protocol
 
 from aats.ids import CustodyKey, NodeId
 from aats.node.custody import Copy
-from aats.packet import Header
 
 
 class Steps(Protocol):
@@ -39,5 +38,5 @@ class Steps(Protocol):
     def report(self, to: NodeId, key: CustodyKey) -> None:
         """Tell the holder of the spare how the copy under `key` stands."""
 
-    def raise_epoch(self, copy: Copy, custodian: NodeId) -> Header:
-        """Return the header under a higher epoch, and tell the network of it."""
+    def regenerate(self, copy: Copy, custodian: NodeId) -> None:
+        """Let our copy be the living one, under a higher epoch, whatever `custodian` has."""

@@ -90,6 +90,12 @@ def crash_at(moment: str, count: int, back_s: float, victims: set[NodeId], small
                 return True
             case "released", SaveCustody(row=row):
                 return row.status == "spare"
+            case "regenerated", SaveCustody(row=row):
+                return row.header.epoch > row.key.epoch
+            case "home", SaveCustody(row=row):
+                return row.status == "home"
+            case "any", _:
+                return True
             case _:
                 return False
 
@@ -103,7 +109,8 @@ def crash_at(moment: str, count: int, back_s: float, victims: set[NodeId], small
     return hook
 
 
-MOMENTS = ("offered", "sending", "stored", "working", "worked", "acknowledged", "released")
+MOMENTS = ("offered", "sending", "stored", "working", "worked", "acknowledged", "released",
+           "regenerated", "home")  # fmt: skip
 
 
 def schedule(seed: int) -> SmallWorld:
@@ -127,6 +134,9 @@ def schedule(seed: int) -> SmallWorld:
     for _ in range(rng.randint(0, 2)):
         moment, nth = rng.choice(MOMENTS), rng.randint(1, 6)
         world.hooks.append(crash_at(moment, nth, rng.uniform(0.2, 40.0), set(nodes), small))
+    if rng.random() < 0.5:
+        nth = rng.randint(1, 3000)
+        world.hooks.append(crash_at("any", nth, rng.uniform(0.2, 40.0), set(nodes), small))
     for _ in range(rng.randint(0, 2)):
         at = rng.uniform(0.0, 60.0)
         group = rng.sample(nodes, rng.randint(1, count - 1))
