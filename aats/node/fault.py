@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterable
@@ -36,19 +37,29 @@ class FaultPoint:
     moment: Moment
     hop: int
     """Of the packet at the node that dies."""
+    after_s: float = 0.0
+    """Seconds after the moment."""
 
 
 class FaultSwitch:
     """Kills this process at the fault points given, each once in the life of the directory."""
 
     def __init__(self, directory: Path, points: Iterable[FaultPoint]) -> None:
-        self._directory, self._points = directory, frozenset(points)
+        self._directory = directory
+        self._points = {(p.moment, p.hop): p for p in points}
 
     def reach(self, moment: Moment, hop: int) -> None:
-        """Die here, if this is a fault point that has not struck before."""
-        if FaultPoint(moment, hop) not in self._points:
-            return
+        """Die here (or a little later), if this is a fault point that has not struck before."""
+        point = self._points.get((moment, hop))
         mark = self._directory / f"fault.{moment}.{hop}"
-        if not mark.exists():
-            mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if point is None or mark.exists():
+            return
+        if point.after_s:
+            asyncio.get_running_loop().call_later(point.after_s, self._die, mark)
+        else:
+            self._die(mark)
+
+    @staticmethod
+    def _die(mark: Path) -> None:
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -21,25 +21,10 @@ from aats.node.fault import FaultPoint
 FILE_NAME = "node.json"
 IDENTITY_FILE = "identity.key"
 CURVE_FILE = "curve.key"
+PEERS_FILE = "peers.toml"
+"""Who is who: a `transport.keys.Directory`."""
 EVENTS_FILE = "events.jsonl"
 LOG_FILE = "node.log"
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """A neighbour: where it listens, its transport key, and the figures of the link to it."""
-
-    link: LinkAdvert
-    control: str
-    """Address of its control lane, e.g. "tcp://127.0.0.1:5000"."""
-    bulk: str
-    curve_key: str = ""
-    """Its public CURVE key (Z85); "" only where the network is insecure."""
-
-    @property
-    def node(self) -> NodeId:
-        """The neighbour's name."""
-        return self.link.peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +44,7 @@ class WorkSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeSpec:
+class DaemonSpec:
     """One live node."""
 
     directory: Path
@@ -68,7 +53,9 @@ class NodeSpec:
     """Address its control lane binds."""
     bulk: str
     """Address its bulk lane binds."""
-    peers: tuple[Peer, ...] = ()
+    links: tuple[LinkAdvert, ...] = ()
+    """The neighbours and the figures of the links to them; addresses and keys are in
+    `PEERS_FILE`."""
     secure: bool = True
     """CURVE on the control lane, AES-256-GCM on the bulk lane."""
     custody: Literal["process", "host"] = "process"
@@ -93,7 +80,7 @@ class NodeSpec:
         temporary.replace(path)
 
     @classmethod
-    def load(cls, directory: Path) -> NodeSpec:
+    def load(cls, directory: Path) -> DaemonSpec:
         """Return the spec in a node's directory.
 
         Raises:
