@@ -87,10 +87,13 @@ class Manifest:
             place = f"manifest: tensor {t.name[:MAX_NAME]!r}"
             if t.dtype not in ITEM_SIZE:
                 raise WireError(f"{place}: dtype {t.dtype!r}, allowed are {', '.join(ITEM_SIZE)}")
-            if len(t.name) > MAX_NAME or t.name in names:
-                raise WireError(f"{place}: name too long or repeated")
+            # A name with a NUL could give two sets of tensors one version.
+            if len(t.name) > MAX_NAME or t.name in names or not t.name.isprintable():
+                raise WireError(f"{place}: name too long, repeated or not printable")
             if len(t.shape) > MAX_RANK or any(d < 0 for d in t.shape):
-                raise WireError(f"{place}: shape {t.shape}, allowed are up to {MAX_RANK} sizes >= 0")
+                raise WireError(
+                    f"{place}: shape {t.shape}, allowed are up to {MAX_RANK} sizes >= 0"
+                )
             if prod(t.shape) * ITEM_SIZE[t.dtype] != t.size:
                 raise WireError(f"{place}: {t.size} bytes do not fit {t.dtype}{list(t.shape)}")
             if t.offset < end or t.offset % ALIGNMENT or t.offset + t.size > self.total:
@@ -128,7 +131,7 @@ def layout(arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> Manifest:
 
 def digest(data: memoryview | bytes | Array) -> bytes:
     """Return the 32-byte BLAKE3 digest of a buffer."""
-    return blake3.blake3(data).digest()
+    return blake3.blake3(data.data if isinstance(data, np.ndarray) else data).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +156,7 @@ class Payload:
 
     def arrays(self, prefix: str = "") -> dict[str, Array]:
         """Return the tensors whose name starts with `prefix`, as views, prefix kept."""
-        return {
-            t.name: self.array(t) for t in self.manifest.tensors if t.name.startswith(prefix)
-        }
+        return {t.name: self.array(t) for t in self.manifest.tensors if t.name.startswith(prefix)}
 
     def verify(self) -> None:
         """Check every digest.
@@ -177,6 +178,7 @@ def pack(arrays: Mapping[str, Array], *, dtypes: Mapping[str, str] | None = None
 
     Raises:
         KeyError: If a dtype is not whitelisted.
+        TypeError: If an override names a dtype of another kind than the array's.
     """
     named = dtypes or {}
     plan = {
@@ -188,7 +190,7 @@ def pack(arrays: Mapping[str, Array], *, dtypes: Mapping[str, str] | None = None
     payload = Payload(empty, arena)
     specs = []
     for spec in empty.tensors:
-        np.copyto(payload.array(spec), np.ascontiguousarray(arrays[spec.name]).view(NUMPY_DTYPE[spec.dtype]).reshape(spec.shape))
+        np.copyto(payload.array(spec), arrays[spec.name], casting="equiv")
         specs.append(
             TensorSpec(spec.name, spec.dtype, spec.shape, spec.offset, spec.size,
                        digest(payload.bytes_of(spec)))

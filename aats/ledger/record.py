@@ -20,6 +20,8 @@ from aats.lineage import Record, RecordKind
 from aats.packet import EstimateSource, SkillEstimate
 from aats.wire import encode, encode_record
 
+_VISIT = frozenset({RecordKind.TRAIN, RecordKind.ROLLED_BACK})
+"""Two outcomes of one effect."""
 _VERDICT = b"aats verdict 1\0"
 """Keeps a verdict's signature from standing for anything else."""
 
@@ -150,10 +152,11 @@ def _check_once(
     record: Record, place: str, parents: Iterable[Record], known: Mapping[str, Record]
 ) -> None:
     """Check that no ancestor had the same effect at the same hop; siblings of a fork may."""
+    effect = _VISIT if record.kind in _VISIT else {record.kind}
     same_hop = [parent for parent in parents if parent.hop == record.hop]
     while same_hop:
         ancestor = same_hop.pop()
-        if ancestor.kind is record.kind:
+        if ancestor.kind in effect:
             _refuse(record, place, f"{record.kind} takes effect twice at hop {record.hop}")
         before = (known[parent] for parent in ancestor.parents)
         same_hop += [parent for parent in before if parent.hop == record.hop]

@@ -201,6 +201,10 @@ BROKEN: dict[str, tuple[Callable[[], Sequence[Record]], str]] = {
         lambda: [FIRST, ONE, after(ONE, NODES[2], 2, hop=1)],
         "record 2 .*train takes effect twice at hop 1",
     ),
+    "trained and rolled back at one hop": (
+        lambda: [FIRST, ONE, after(ONE, NODES[2], 2, RecordKind.ROLLED_BACK, hop=1)],
+        "record 2 .*rolled-back takes effect twice at hop 1",
+    ),
     "effect twice, another between": (
         lambda: [
             FIRST, ONE, v := after(ONE, NODES[2], 0, RecordKind.VERIFY, hop=1),
