@@ -28,7 +28,10 @@ _log = structlog.get_logger()
 
 
 class SocketThread(threading.Thread):
-    """Polls sockets and runs what is due. Only `call`, `call_and_wait` and `stop` are for other threads."""
+    """Polls sockets and runs what is due.
+
+    Only `call`, `call_and_wait` and `stop` are for other threads.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name, daemon=True)
