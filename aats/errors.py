@@ -1,19 +1,19 @@
 """Every error AATS raises, as one tree.
 
-    AatsError
-    |-- LocalError            the caller's mistake: nothing was sent, nothing changed
-    |   |-- ScenarioError     a scenario or a setting (place, value, allowed)
-    |   |-- UnknownPluginError
-    |   |-- DataError         a data set is missing or malformed
-    |   |-- ModelError        a model has NaN, the wrong shape, an unknown architecture
-    |   |-- StoreFullError    no room in a node's store (quota or disk)
-    |   `-- MissingExtraError an optional extra is not installed
-    |-- InfeasibleError       a requirement cannot be met on this network (exit code 4)
-    `-- RemoteError           a peer's mistake: never stops a daemon
-        |-- WireError         bytes that are no valid message
-        |-- SignatureError    a signature or digest that does not hold
-        |-- LedgerError       a lineage that does not verify
-        `-- RefusedError      a peer refused, with its reason
+AatsError
+|-- LocalError            the caller's mistake: nothing was sent, nothing changed
+|   |-- ScenarioError     a scenario or a setting (place, value, allowed)
+|   |-- UnknownPluginError
+|   |-- DataError         a data set is missing or malformed
+|   |-- ModelError        a model has NaN, the wrong shape, an unknown architecture
+|   |-- StoreFullError    no room in a node's store (quota or disk)
+|   `-- MissingExtraError an optional extra is not installed
+|-- InfeasibleError       a requirement cannot be met on this network (exit code 4)
+`-- RemoteError           a peer's mistake: never stops a daemon
+    |-- WireError         bytes that are no valid message
+    |-- SignatureError    a signature or digest that does not hold
+    |-- LedgerError       a lineage that does not verify
+    `-- RefusedError      a peer refused, with its reason
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ class Record:
     """A ledger record. `id` is the BLAKE3 of the content, the signature covers all.
 
     The content is the same in the live and the simulated world; what the world adds (time,
-    seconds, bytes on the wire, joules) stands in the attestation, which the signature covers and the id
-    does not.
+    seconds, bytes on the wire, joules) stands in the attestation, which the signature covers and
+    the id does not.
     """
 
     # content

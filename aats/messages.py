@@ -140,8 +140,10 @@ class Superseded:
 
 @dataclass(frozen=True, slots=True)
 class ProbeAsk:
-    """Asks a data node what a visit would bring: the model comes, scalars leave (mode score),
-    or asks for a minibatch (mode minibatch, no tensors)."""
+    """Asks a data node what a visit would bring.
+
+    Mode score: the model comes, scalars leave. Mode minibatch: no tensors, samples come back.
+    """
 
     packet: PacketId
     version: Version
