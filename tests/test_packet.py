@@ -5,7 +5,7 @@ import uuid
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aats.ids import CustodyKey, NodeId, PacketId, Version, new_packet_id, next_epoch, node_id
@@ -40,6 +40,7 @@ def header(*estimates: SkillEstimate) -> Header:
 # --- cost -------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(COSTS, COSTS, COSTS)
 def test_costs_add_up_in_any_order(a: Cost, b: Cost, c: Cost) -> None:
     assert a + b == b + a
@@ -122,6 +123,7 @@ def test_values_do_not_change() -> None:
 # --- ids --------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(0, (1 << 48) - 1), st.integers())
 def test_packet_id_is_a_uuid_of_version_7_with_its_time(created_ms: int, seed: int) -> None:
     text = new_packet_id(created_ms, random.Random(seed))
@@ -149,6 +151,7 @@ def test_the_next_key_is_one_hop_on() -> None:
     assert str(key) == "p.3.2"
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1 << 40))
 def test_a_regenerated_packet_has_a_higher_epoch(epoch: int) -> None:
     here, there = next_epoch(epoch, NodeId("a")), next_epoch(epoch, NodeId("b"))

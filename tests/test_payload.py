@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -35,6 +35,7 @@ ARRAYS = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(ARRAYS)
 def test_packed_arrays_come_back(arrays: dict[str, Array]) -> None:
     payload = pack(arrays)
@@ -50,6 +51,7 @@ def test_packed_arrays_come_back(arrays: dict[str, Array]) -> None:
     assert all(t.offset % ALIGNMENT == 0 for t in payload.manifest.tensors)
 
 
+@settings(deadline=None)
 @given(ARRAYS)
 def test_version_depends_on_content_only(arrays: dict[str, Array]) -> None:
     payload = pack(arrays)
@@ -169,6 +171,7 @@ def test_every_lie_of_a_manifest_is_named(manifest: Manifest, message: str) -> N
         manifest.check(limit_bytes=4096)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.builds(

@@ -234,6 +234,7 @@ def refused_or_sound(data: bytes) -> None:
     assert wire.decode_message(wire.encode_message(message)) == message
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes_raise_wire_errors_only(data: bytes) -> None:
     refused_or_sound(data)
