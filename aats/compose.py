@@ -1,0 +1,241 @@
+"""From a scenario to its parts, the same for the live and the simulated world.
+
+`compose` deals the data out and says what each node is; `build_packets` makes the packets. Both
+depend on nothing but the scenario and its seed: what differs between the worlds is who moves
+the bytes and whose clock it is.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from aats.advert import ComputeAdvert, LinkAdvert, NodePolicy
+from aats.config import HeldData, Scenario, SkillConfig
+from aats.errors import ModelError, ScenarioError
+from aats.identity import Identity
+from aats.ids import NodeId, new_packet_id
+from aats.installed import load_agent, load_policy
+from aats.learning.method import seed_of
+from aats.learning.partition import Part, Spread, spread
+from aats.learning.weights import initial_payload
+from aats.node.core import NodeCore
+from aats.node.desk import CoreConfig
+from aats.node.spec import WorkSettings
+from aats.packet import Header, Mandate, Owner
+from aats.payload import MODEL, Payload
+from aats.roles.data import Batch, NodeData
+from aats.roles.runner import TaskContext
+from aats.sim.link import LinkSpec
+from aats.sim.network import Sink, SimulatedWorld
+from aats.sim.node import NodeParts, Pace
+from aats.sim.worker import worker_factory
+from aats.wire import sign_mandate
+
+ID_EPOCH_MS = 1_735_689_600_000
+"""Time in the ids of a scenario's packets (2025-01-01): one seed gives the same ids in every
+world, so that their ledgers can be compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    """One node: what its core is told, its data, its links, how its tasks work."""
+
+    core: CoreConfig
+    data: NodeData
+    links: tuple[LinkAdvert, ...]
+    work: WorkSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A scenario's nodes, and the data that no node holds."""
+
+    nodes: dict[NodeId, NodePlan]
+    reference: dict[str, Batch]
+    """Per skill, the small trusted set that packets carry."""
+    test: dict[str, Batch]
+    """Per skill, rows nobody holds, for an independent measurement."""
+
+
+def compose(scenario: Scenario) -> Plan:
+    """Deal the data out and return what each node is.
+
+    Raises:
+        DataError: If data are missing or the deal is impossible.
+    """
+    dealt = {
+        skill: _spread(scenario, skill, config) for skill, config in scenario.data.skills.items()
+    }
+    nodes = {name: _node(scenario, name, dealt) for name in scenario.nodes}
+    return Plan(
+        nodes,
+        {skill: found.reference for skill, found in dealt.items() if len(found.reference[1])},
+        {skill: found.test for skill, found in dealt.items()},
+    )
+
+
+def _spread(scenario: Scenario, skill: str, config: SkillConfig) -> Spread:
+    def part(node: NodeId) -> Part:
+        held = scenario.nodes[node].data.get(skill, HeldData())
+        return Part(
+            node, samples=held.samples, share=held.share, group=held.group, mix=held.mix,
+            wrong_labels=held.wrong_labels, drift=held.drift, freshness_s=held.freshness_s,
+            quality=held.quality,
+        )  # fmt: skip
+
+    root = scenario.data.root
+    return spread(
+        skill,
+        config.source,
+        config.partition,
+        [part(node) for node in scenario.holders(skill)],
+        held_out=config.held_out,
+        reference=config.reference,
+        test=config.test,
+        root=str(scenario.folder / root) if root else "",
+        seed=scenario.seed,
+    )
+
+
+def _node(scenario: Scenario, name: NodeId, dealt: Mapping[str, Spread]) -> NodePlan:
+    config = scenario.nodes[name]
+    skills = [found.nodes[name] for found in dealt.values() if name in found.nodes]
+    data = NodeData.of(*skills, show_labels=config.show_labels)
+    core = CoreConfig(
+        node=name,
+        roles=config.roles,
+        data=data.adverts(config.delegate),
+        compute=ComputeAdvert(
+            config.samples_per_s,
+            int(config.memory_mb * 1e6),
+            joules_per_sample=config.joules_per_sample,
+        ),
+        policy=NodePolicy(config.probe, contributes_to=config.contributes_to),
+        labels={"label": config.label} if config.label else {},
+        query_budget=scenario.mpvu.query_budget,
+        task_timeout_s=scenario.training.timeout_s,
+    )
+    work = WorkSettings(
+        secret=seed_of("node", f"{scenario.seed}/{name}"),
+        contribution=scenario.mpvu.contribution,
+        memory_bytes=int(scenario.training.memory_mb * 1e6),
+    )
+    links = tuple(
+        LinkAdvert(peer, link.bandwidth_bps, link.latency_s, link.loss)
+        for peer, link in scenario.network.neighbours(name).items()
+    )
+    return NodePlan(core, data, links, work)
+
+
+@dataclass(frozen=True, slots=True)
+class PacketPlan:
+    """A packet ready to be submitted, and when."""
+
+    header: Header
+    payload: Payload
+    after_s: float
+
+
+def build_packets(
+    scenario: Scenario, plan: Plan, identity: Callable[[NodeId], Identity], created: float
+) -> list[PacketPlan]:
+    """Return the scenario's packets, each mandate signed by its owner.
+
+    Args:
+        scenario: The scenario.
+        plan: What `compose` made of it.
+        identity: Returns an owner's key.
+        created: Now, in seconds of the world's clock.
+
+    Raises:
+        ScenarioError: If a model cannot be built; names the packet.
+    """
+    packets = []
+    for number, config in enumerate(scenario.packets):
+        owner = identity(config.owner)
+        seed = seed_of("packet", f"{scenario.seed}/{number}")
+        mandate = sign_mandate(
+            Mandate(
+                id=new_packet_id(ID_EPOCH_MS, random.Random(seed)),
+                kind=config.kind,
+                owner=Owner(config.owner, owner.public_key),
+                created=created,
+                deadline=created + config.after_s + config.deadline_s,
+                requirement=config.requirement,
+                budget=config.budget.cost,
+                architecture=config.model,
+                method=config.method,
+                policy=config.policy,
+                seed=seed,
+                label=config.name,
+            ),
+            owner,
+        )
+        load_policy(config.policy)  # a wrong parameter is told now, not at the first stop
+        skills = {t.skill for t in config.requirement}
+        reference = {s: b for s, b in plan.reference.items() if s in skills}
+        try:
+            payload = initial_payload(config.model, seed, reference)
+        except ModelError as error:
+            place = f"packets[{number}].model"
+            raise ScenarioError(place, config.model.name, str(error)) from error
+        version = payload.manifest.version(MODEL)
+        header = Header(mandate, version=version, base=version, manifest=payload.manifest)
+        packets.append(PacketPlan(header, payload, config.after_s))
+    return packets
+
+
+def simulated_identity(scenario: Scenario, node: NodeId) -> Identity:
+    """Return the key a node has in the simulated world: it follows from the seed."""
+    return Identity.from_seed(node, f"{scenario.seed}/{node}".encode())
+
+
+def build_world(
+    scenario: Scenario, plan: Plan | None = None, sink: Sink | None = None
+) -> SimulatedWorld:
+    """Return the simulated world of a scenario, its packets and faults planned, not started.
+
+    Args:
+        scenario: The scenario.
+        plan: What `compose` made of it, if that was done already.
+        sink: Takes the trace, line by line.
+    """
+    plan = plan or compose(scenario)
+    identities = {name: simulated_identity(scenario, name) for name in plan.nodes}
+    keys = {name: identity.public_key for name, identity in identities.items()}
+
+    def parts(name: NodeId, node: NodePlan) -> NodeParts:
+        core = replace(node.core, known_keys=keys)
+        context = TaskContext(
+            name, node.data, probe_samples=node.work.probe_samples,
+            probe_noise=node.work.probe_noise, secret=node.work.secret,
+            contribution=node.work.contribution,
+        )  # fmt: skip
+        compute = core.compute
+        return NodeParts(
+            name,
+            lambda: NodeCore(core, identities[name], load_policy, load_agent),
+            worker_factory(context),
+            Pace(compute.samples_per_s or 1.0, compute.joules_per_sample),
+        )
+
+    sim = scenario.sim
+    world = SimulatedWorld(
+        [parts(name, node) for name, node in plan.nodes.items()],
+        [
+            LinkSpec(
+                link.a, link.b, link.bandwidth_bps, link.latency_s,
+                loss=min(0.95, link.loss + sim.loss), duplicate=sim.duplication,
+                jitter_s=sim.jitter_ms * 1e-3, reorder=sim.reorder,
+            )
+            for link in scenario.network.links
+        ],
+        seed=scenario.seed,
+        sink=sink,
+    )  # fmt: skip
+    for packet in build_packets(scenario, plan, identities.__getitem__, 0.0):
+        owner = packet.header.mandate.owner.node
+        world.submit(owner, packet.header, packet.payload, packet.after_s)
+    return world
