@@ -14,13 +14,14 @@ import signal
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from aats.errors import LocalError, WireError
 from aats.ids import NodeId
 from aats.node.events import TaskFailed, TaskFinished
 from aats.node.forkserver import ForkServer, ForkServerLost
-from aats.node.worker import Job, child_main, encode_job, preload_data
+from aats.node.worker import LENGTH, Job, child_main, encode_job, preload_data
 from aats.wire import decode_event
 
 MAX_ANSWER_BYTES = 1 << 28
@@ -32,8 +33,20 @@ class TaskError(LocalError):
     """A task crashed, hung past its limit, ran out of memory or raised."""
 
 
+@dataclass(slots=True)
+class _Child:
+    """A process that waits for a job or works on one."""
+
+    name: str
+    channel: socket.socket
+    code: int | None = None
+    """Exit status, once it has ended."""
+
+
 class Executor:
     """Runs jobs in processes forked from a worker zygote.
+
+    One process is forked ahead and waits for the next job, so that a job need not wait for it.
 
     Args:
         server: The zygote, from `fork_zygote` or `ForkServer.spawn("worker")`.
@@ -47,7 +60,9 @@ class Executor:
         )
         self._cores = asyncio.Semaphore(max(2, os.cpu_count() or 1))
         self._numbers = itertools.count(1)
-        self._ended: dict[str, asyncio.Future[int]] = {}
+        self._children: dict[str, _Child] = {}
+        self._ended = asyncio.Event()
+        self._spare: _Child | None = None
 
     def start(self) -> None:
         """Begin to listen to the zygote; tasks wait until it is ready."""
@@ -56,6 +71,8 @@ class Executor:
     async def close(self) -> None:
         """Kill running tasks and the zygote."""
         await self._server.close()
+        for child in self._children.values():
+            child.channel.close()
 
     async def run(
         self, job: Job, timeout_s: float, started: Callable[[], None] = lambda: None
@@ -64,49 +81,63 @@ class Executor:
 
         Args:
             job: What to do.
-            timeout_s: From the start of the process, not from the call.
+            timeout_s: From the moment the process gets the job, not from the call.
             started: Called when the process has its job.
 
         Raises:
             TaskError: Whatever went wrong, in words.
         """
         async with self._slots[job.node], self._cores:
-            if self._server.is_lost:
-                self._server = ForkServer.spawn("worker")
-                self.start()
             try:
-                await self._server.ready()
+                return await self._run(job, timeout_s, started)
             except ForkServerLost as e:
                 raise TaskError(f"{job.kind} could not start: {e}") from e
-            return await self._run(job, timeout_s, started)
+            finally:
+                with contextlib.suppress(ForkServerLost):
+                    self._spare = self._spare or self._fork()
 
     async def _run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> TaskFinished:
-        name = f"{job.node}.{job.kind}.{next(self._numbers)}"
-        ended = asyncio.get_running_loop().create_future()
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
+        if self._server.is_lost:
+            self._server, self._spare = ForkServer.spawn("worker"), None
+            self.start()
+        await self._server.ready()
+        child, self._spare = self._spare or self._fork(), None
         try:
-            with theirs:
-                self._server.start(name, name, [theirs.fileno()])
-            self._ended[name] = ended
             async with asyncio.timeout(timeout_s):
-                data = await _exchange(ours, job, started)
-                code = await ended
+                data = await _exchange(child.channel, job, started)
+                while data is None and child.code is None:
+                    self._ended.clear()
+                    await self._ended.wait()
         except TimeoutError as e:
             raise TaskError(f"{job.kind} ran longer than {timeout_s:g} s and was stopped") from e
-        except ForkServerLost as e:
-            raise TaskError(f"{job.kind} could not start: {e}") from e
         finally:
-            ours.close()
-            if not ended.done():
-                self._server.kill(name)
-        return self._outcome(job, data, code)
+            child.channel.close()
+            self._server.kill(child.name)
+        if data is None:
+            raise TaskError(f"{job.kind} crashed: its process {_end_of(child.code or 0)}")
+        return self._outcome(job, data)
 
-    def _outcome(self, job: Job, data: bytearray, code: int) -> TaskFinished:
-        if code or not data:
-            raise TaskError(f"{job.kind} crashed: its process {_end_of(code)}")
+    def _fork(self) -> _Child:
+        name = f"task-{next(self._numbers)}"
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        child = _Child(name, ours)
+        with theirs:
+            self._server.start(name, name, [theirs.fileno()])
+        self._children[name] = child
+        return child
+
+    def _on_exit(self, name: str, code: int) -> None:
+        child = self._children.pop(name)
+        child.code = code
+        self._ended.set()
+        if child is self._spare:
+            child.channel.close()
+            self._spare = None
+
+    def _outcome(self, job: Job, data: bytes) -> TaskFinished:
         try:
-            event = decode_event(bytes(data))
+            event = decode_event(data)
         except WireError as e:
             raise TaskError(f"{job.kind} answered what is no result: {e}") from e
         match event:
@@ -116,11 +147,6 @@ class Executor:
                 raise TaskError(f"{job.kind} failed: {reason}")
             case _:
                 raise TaskError(f"{job.kind} answered with the result of something else")
-
-    def _on_exit(self, name: str, code: int) -> None:
-        ended = self._ended.pop(name, None)
-        if ended is not None and not ended.done():
-            ended.set_result(code)
 
 
 def fork_zygote(directories: Iterable[Path]) -> ForkServer:
@@ -133,17 +159,23 @@ def fork_zygote(directories: Iterable[Path]) -> ForkServer:
     return ForkServer.fork(child_main)
 
 
-async def _exchange(channel: socket.socket, job: Job, started: Callable[[], None]) -> bytearray:
-    """Send a job and return all that comes back; a process that dies just ends the stream."""
-    loop, data = asyncio.get_running_loop(), bytearray()
+async def _exchange(channel: socket.socket, job: Job, started: Callable[[], None]) -> bytes | None:
+    """Send a job and return its answer; None if the process has closed its end before."""
+    loop, data, size = asyncio.get_running_loop(), bytearray(), LENGTH.size
     with contextlib.suppress(ConnectionError):
         await loop.sock_sendall(channel, encode_job(job))
         started()
-        while chunk := await loop.sock_recv(channel, _READ_BYTES):
+        while len(data) < size:
+            chunk = await loop.sock_recv(channel, _READ_BYTES)
+            if not chunk:
+                return None
             data += chunk
-            if len(data) > MAX_ANSWER_BYTES:
-                raise TaskError(f"{job.kind} answered more than {MAX_ANSWER_BYTES} bytes")
-    return data
+            if size == LENGTH.size and len(data) >= size:
+                size += LENGTH.unpack_from(data)[0]
+            if size > MAX_ANSWER_BYTES:
+                raise TaskError(f"{job.kind} answered {size} bytes, not {MAX_ANSWER_BYTES}")
+        return bytes(data[LENGTH.size : size])
+    return None
 
 
 def _end_of(code: int) -> str:

@@ -33,11 +33,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from aats import plugins
 from aats.errors import LocalError
 
 ChildMain = Callable[[str, list[int]], None]
 """What a child does with its argument and the file descriptors sent along; returning is success."""
 
+PLUGIN_GROUPS = ("aats.policies", "aats.agents", "aats.methods", "aats.models")
 MAX_REQUEST_BYTES = 1 << 16
 MAX_FDS = 4
 _PR_SET_PDEATHSIG = 1
@@ -51,6 +53,14 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(_FATAL)
+
+
+def preload_plugins() -> None:
+    """Load every installed plug-in, so that no child has to; a broken one fails when it is used."""
+    for group in PLUGIN_GROUPS:
+        for name in plugins.names(group):
+            with contextlib.suppress(ImportError, AttributeError):
+                plugins.load(group, name)
 
 
 # --- the server -------------------------------------------------------------------------------
@@ -327,6 +337,7 @@ def _main(arguments: list[str]) -> None:
     from aats.roles.runner import fork_safe_warmup
 
     fork_safe_warmup()
+    preload_plugins()
     mains: dict[str, ChildMain] = {"daemon": host.child_main, "worker": worker.child_main}
     serve(socket.socket(fileno=fd), mains[role])
 

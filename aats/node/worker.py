@@ -37,7 +37,7 @@ MAX_JOB_BYTES = 1 << 30
 MAX_REASON = 500
 """Characters kept of a failure's reason."""
 LENGTH = struct.Struct("!Q")
-"""Before a job on its socket: size in bytes."""
+"""Before a job and before its answer: size in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +112,12 @@ def child_main(argument: str, fds: list[int]) -> None:
         if size > MAX_JOB_BYTES:
             raise ValueError(f"job of {size} bytes, allowed are {MAX_JOB_BYTES}")
         job = msgspec.msgpack.decode(_read(channel, size), type=Job)
-        channel.sendall(encode_event(perform(job)))
+        answer = encode_event(perform(job))
+        channel.sendall(LENGTH.pack(len(answer)) + answer)
 
 
 def perform(job: Job) -> TaskFinished | TaskFailed:
     """Run a job in this process under its limits; an exception comes back as a failure."""
-    os.nice(5)
     be_first_to_die()
     started, cpu = time.perf_counter(), time.process_time()
     try:
