@@ -294,6 +294,16 @@ def heart(root: str = "") -> Dataset:
     return read_heart(root).by_hospital()
 
 
+def classes(number: int = 10, samples: int = 10_000) -> Dataset:
+    """Rows whose one feature is their true class, for the surrogate of the simulated world.
+
+    Labels that a partition makes wrong stay told apart from the truth.
+    """
+    y = np.arange(samples, dtype=np.int64) % number
+    names = tuple(map(str, range(number)))
+    return Dataset("classes", y[:, None].astype(np.float32), y, ("class",), names)
+
+
 def _scaled(table: npt.NDArray[np.float64]) -> FloatArray:
     scaled: FloatArray = ((table - table.mean(axis=0)) / table.std(axis=0)).astype(np.float32)
     return scaled
@@ -301,6 +311,7 @@ def _scaled(table: npt.NDArray[np.float64]) -> FloatArray:
 
 SOURCES: dict[str, Source] = {
     "breast-cancer": breast_cancer,
+    "classes": classes,
     "diabetes": diabetes,
     "digits": digits,
     "fashion-mnist": fashion_mnist,

@@ -2,12 +2,11 @@
 
 A method says how much to work (`plan`) and works (`train`). The visit around it
 (`aats.learning.visit`) loads and judges the model, counts, guards and writes. A method of one's
-own is a class with a name, a `plan` and a loop over minibatches:
+own is a class with a `plan` and a loop over minibatches:
 
     @dataclass(frozen=True)
     class Mine:
         lr: float = 0.1
-        name: ClassVar[str] = "mine"
 
         def plan(self, stop):
             return one_pass(stop, batch_size=32)
@@ -206,9 +205,7 @@ class Carry:
 
 @runtime_checkable
 class Method(Protocol):
-    """The work at one stop. `model` is what the architecture's builder made (a module)."""
-
-    name: str
+    """The work at one stop. State between stops belongs in the packet, not in the object."""
 
     def plan(self, stop: Stop) -> Plan | None:
         """Return the work to do here, None for none. Must depend on `stop` alone."""
@@ -217,6 +214,7 @@ class Method(Protocol):
     def train(self, model: Any, work: Work) -> Carry | None:
         """Change the model in place, drawing minibatches from `work`.
 
+        `model` is what the architecture's builder made: a module, or a surrogate's knowledge.
         On return the model holds what shall be judged and shipped. All randomness comes from
         `work.stop.seed` or torch's generator, which the visit has seeded from it.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from aats.learning.method import Carry, Plan, Stop, Work
 
@@ -11,8 +11,6 @@ from aats.learning.method import Carry, Plan, Stop, Work
 @dataclass(frozen=True, slots=True)
 class NoopMethod:
     """Leaves the payload as it came: no model is built unless a reference set judges it."""
-
-    name: ClassVar[str] = "noop"
 
     def plan(self, stop: Stop) -> Plan | None:
         """Return None: no work."""

@@ -85,7 +85,9 @@ def probe(
     backend = backend_of(architecture)
     reference = {s: b for s, b in reference_of(payload).items() if s in batch}
     with backend.scope(seed_of("probe", seed)):
-        model = backend.load(architecture, payload)
+        # Trial steps work on a copy, so that one payload can be probed again and again.
+        frozen = Payload(payload.manifest, payload.arena.toreadonly())
+        model = backend.load(architecture, frozen)
         for skill, (x, y) in (*batch.items(), *reference.items()):
             width = backend.log_probabilities(model, x[:1], skill).shape[1]
             if y.max() >= width:

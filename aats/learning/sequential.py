@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -30,8 +29,6 @@ class SequentialMethod:
     Raises:
         ValueError: On a number out of range.
     """
-
-    name: ClassVar[str] = "sequential"
 
     epochs: float = 1.0
     """Passes over the node's rows at a visit."""

@@ -17,14 +17,12 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from aats.errors import ModelError
 from aats.learning.backend import LogProbabilities
-from aats.learning.datasets import Dataset
 from aats.learning.evaluate import cross_entropy
 from aats.learning.method import Carry, Plan, Stop, Work, passes
 from aats.learning.weights import Tensor, tensor_of
@@ -68,8 +66,6 @@ class SurrogateMethod:
     Raises:
         ValueError: If a constant is not positive.
     """
-
-    name: ClassVar[str] = "surrogate"
 
     epochs: float = 2.0
     batch_size: int = 32
@@ -237,13 +233,6 @@ def true_class(x: Features) -> Labels:
             "class of a row; use the data source 'classes'"
         )
     return np.rint(x[:, 0]).astype(np.int64)
-
-
-def class_rows(classes: int = 10, samples: int = 10_000) -> Dataset:
-    """Return rows for a surrogate: the one feature is the true class, so labels may be wrong."""
-    y = np.arange(samples, dtype=np.int64) % classes
-    names = tuple(map(str, range(classes)))
-    return Dataset("classes", y[:, None].astype(np.float32), y, ("class",), names)
 
 
 def _classes(architecture: Architecture) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from aats.errors import ScenarioError, UnknownPluginError
 from aats.ids import NodeId
 from aats.learning import method as methods
 from aats.learning import models
+from aats.learning.datasets import classes as class_rows
 from aats.learning.method import (
     Carry,
     Guard,
@@ -28,7 +29,7 @@ from aats.learning.method import (
 from aats.learning.models import predict
 from aats.learning.noop import NoopMethod
 from aats.learning.sequential import SequentialMethod
-from aats.learning.surrogate import SurrogateMethod, class_rows
+from aats.learning.surrogate import SurrogateMethod
 from aats.learning.weights import initial_payload
 from aats.packet import Architecture, Plugin
 from aats.roles.data import NodeData, SkillData
@@ -85,7 +86,6 @@ class Mine:
     """A user's loop."""
 
     lr: float = 0.1
-    name: ClassVar[str] = "mine"
 
     def plan(self, stop: Stop) -> Plan | None:
         return passes(stop, epochs=5, batch_size=16)
@@ -96,7 +96,7 @@ class Mine:
             optimiser.zero_grad()
             nn.functional.cross_entropy(
                 predict(model, torch.from_numpy(x), skill), torch.from_numpy(y)
-            ).backward()
+            ).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
         return None
 
@@ -221,7 +221,7 @@ def test_the_average_of_the_last_visits_is_shipped_and_training_goes_on_from_the
         two.visit(averaging, held, NodeId(f"n{i}"))
         past.append(one.payload.arrays("model."))
     for name, shipped in two.payload.arrays("model.").items():
-        mean = np.mean([p[name] for p in past[-3:]], axis=0, dtype=np.float64)
+        mean = np.stack([p[name] for p in past[-3:]]).mean(0, np.float64)
         assert np.array_equal(shipped, mean.astype(np.float32))
     assert len(two.payload.arrays("state.")) == 3 * len(past[0])
 
