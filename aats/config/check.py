@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from aats.advert import Role
 from aats.config.scenario import FaultConfig, FaultKind, PacketConfig, Scenario
@@ -41,10 +41,11 @@ def feasible(scenario: Scenario) -> None:
     Raises:
         InfeasibleError: With one line a reason.
     """
+    part_of = {node: part for part in scenario.network.components() for node in part}
     reasons = [
         f"packet {packet.name!r}: {reason}"
         for packet in scenario.packets
-        for reason in _obstacles(scenario, packet)
+        for reason in _obstacles(scenario, packet, part_of)
     ]
     if reasons:
         raise InfeasibleError("cannot be met on this network: " + "; ".join(reasons))
@@ -65,7 +66,7 @@ def _check_name(name: str, at: str) -> None:
 
 
 def _check_nodes(scenario: Scenario, place: str) -> None:
-    nodes = scenario.nodes
+    nodes, units = scenario.nodes, scenario.with_role(Role.MPVU)
     for name, node in nodes.items():
         at = f"{place}nodes.{name}"
         if (node.lat is None) != (node.lon is None):
@@ -76,7 +77,7 @@ def _check_nodes(scenario: Scenario, place: str) -> None:
                 allowed = "a delegate must have the role compute"
                 raise ScenarioError(f"{at}.delegate", node.delegate, allowed)
         for unit in node.contributes_to:
-            _known(unit, scenario.with_role(Role.MPVU), f"{at}.contributes_to", "MPVUs")
+            _known(unit, units, f"{at}.contributes_to", "MPVUs")
         for skill in node.data:
             _known(skill, scenario.data.skills, f"{at}.data", "skills")
             if Role.DATA not in node.roles:
@@ -138,7 +139,11 @@ def _check_target(target: Target, at: str) -> None:
         raise ScenarioError(f"{at}.value", target.value, "must be above 0 and at most 1")
 
 
-def _obstacles(scenario: Scenario, packet: PacketConfig) -> Iterable[str]:
+Parts = Mapping[NodeId, frozenset[NodeId]]
+"""Which nodes a node can reach."""
+
+
+def _obstacles(scenario: Scenario, packet: PacketConfig, part_of: Parts) -> Iterable[str]:
     """Yield why a packet's requirement cannot be met, one reason a target at most."""
     hops = _hops_from(scenario, packet.owner)
     for target in packet.requirement:
@@ -146,32 +151,36 @@ def _obstacles(scenario: Scenario, packet: PacketConfig) -> Iterable[str]:
         if skill not in scenario.data.skills or not (holders := scenario.holders(skill)):
             yield f"nobody has data for skill {skill!r}{nearest(skill, scenario.data.skills)}"
             continue
-        workers = [stop for stop in (_worked_at(scenario, h) for h in holders) if stop]
+        workers = [stop for stop in (_worked_at(scenario, h, part_of) for h in holders) if stop]
         if not workers:
             yield f"no node with data for {skill!r} ({_few(holders)}) has compute or a delegate"
         elif reason := _out_of_reach(hops, workers, packet):
             yield f"the data for {skill!r} at {_few(workers)} {reason}"
         elif target.verifier == "mpvu":
-            yield from _unverifiable(scenario, packet, skill, hops)
+            yield from _unverifiable(scenario, packet, skill, hops, part_of)
 
 
-def _worked_at(scenario: Scenario, holder: NodeId) -> NodeId | None:
+def _worked_at(scenario: Scenario, holder: NodeId, part_of: Parts) -> NodeId | None:
     """Return the node at which a holder's data can be trained on, if any."""
     node = scenario.nodes[holder]
     if node.delegate:
-        return node.delegate if node.delegate in _hops_from(scenario, holder) else None
+        return node.delegate if node.delegate in part_of[holder] else None
     return holder if Role.COMPUTE in node.roles and node.samples_per_s > 0 else None
 
 
 def _unverifiable(
-    scenario: Scenario, packet: PacketConfig, skill: str, hops: dict[NodeId, int]
+    scenario: Scenario,
+    packet: PacketConfig,
+    skill: str,
+    hops: dict[NodeId, int],
+    part_of: Parts,
 ) -> Iterable[str]:
     units = scenario.with_role(Role.MPVU)
     needed = scenario.mpvu.min_contributors
     if not units:
         yield f"skill {skill!r} must be verified by an MPVU, and no node has that role"
         return
-    able = [unit for unit in units if _contributors(scenario, unit, skill) >= needed]
+    able = [unit for unit in units if _contributors(scenario, unit, skill, part_of) >= needed]
     if not able:
         yield (
             f"skill {skill!r} must be verified by an MPVU, and none of {_few(units)} gets test "
@@ -181,10 +190,9 @@ def _unverifiable(
         yield f"the MPVU for {skill!r} at {_few(able)} {reason}"
 
 
-def _contributors(scenario: Scenario, unit: NodeId, skill: str) -> int:
-    near = _hops_from(scenario, unit)
+def _contributors(scenario: Scenario, unit: NodeId, skill: str, part_of: Parts) -> int:
     return sum(
-        unit in scenario.nodes[holder].contributes_to and holder in near
+        unit in scenario.nodes[holder].contributes_to and holder in part_of[unit]
         for holder in scenario.holders(skill)
     )
 
