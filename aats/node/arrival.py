@@ -32,7 +32,8 @@ class Arrival:
     def offered(self, sender: NodeId, offer: Offer) -> None:
         """Admit or refuse an offer (receiver's side)."""
         key, desk = offer.key, self._desk
-        if key in self._held.incoming and self._held.incoming[key].sender == sender:
+        coming = self._held.incoming.get(key)
+        if coming is not None and coming.sender == sender and coming.offer == offer:
             self._accept(sender, offer)
             return
         if key in self._held.seen:

@@ -335,8 +335,12 @@ class SimulatedWorld:
 
     def _transferred(self, transfer: Transfer) -> None:
         receiver = self.nodes[transfer.receiver]
-        receiver.expecting.pop(transfer.key, None)
-        receiver.store.parts[transfer.key].payload = transfer.payload
+        part = receiver.store.parts[transfer.key]
+        if part.manifest != transfer.manifest:
+            self._fail(transfer, "another payload is expected", 0.0)
+            return
+        del receiver.expecting[transfer.key]
+        part.payload = transfer.payload
         loss = self._links[transfer.sender, transfer.receiver].spec.loss
         wire_bytes = round(transfer.total_bytes / (1 - loss))
         self.counts["bulk"] += wire_bytes

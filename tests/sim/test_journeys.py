@@ -113,8 +113,12 @@ MOMENTS = ("offered", "sending", "stored", "working", "worked", "acknowledged", 
            "regenerated", "home")  # fmt: skip
 
 
-def schedule(seed: int) -> SmallWorld:
-    """A small world with everything that goes wrong in it."""
+def schedule(seed: int) -> tuple[SmallWorld, bool]:
+    """A small world with everything that goes wrong in it, and whether it loses no packet.
+
+    A node may die for good, or any number may be away for a while: no packet is lost. If a
+    node dies for good just when it has taken back a spare from one that was away, it may be.
+    """
     rng = random.Random(f"schedule/{seed}")
     shape = rng.choice(sorted(SHAPES))
     count = rng.randint(4, 8)
@@ -126,6 +130,13 @@ def schedule(seed: int) -> SmallWorld:
     )  # fmt: skip
     small = make(pairs, seed, link, transit=[2] if rng.random() < 0.3 and count > 5 else [])
     world, nodes = small.world, small.nodes
+    graph = nx.Graph(pairs)
+    mortal = [i for i in range(1, count) if i not in set(nx.articulation_points(graph))]
+    dies = bool(mortal) and rng.random() < 0.4
+    if dies:
+        world.crash(nodes[rng.choice(mortal)], rng.uniform(0.0, 60.0), for_good=True)
+        if rng.random() < 0.5:
+            return small, True
     for _ in range(rng.randint(0, 3)):
         at = rng.uniform(0.0, 60.0)
         node = rng.choice(nodes)
@@ -141,37 +152,37 @@ def schedule(seed: int) -> SmallWorld:
         at = rng.uniform(0.0, 60.0)
         group = rng.sample(nodes, rng.randint(1, count - 1))
         world.partition(group, at, at + rng.uniform(0.5, 40.0))
-    graph = nx.Graph(pairs)
-    mortal = [i for i in range(1, count) if i not in set(nx.articulation_points(graph))]
-    if mortal and rng.random() < 0.4:
-        world.crash(nodes[rng.choice(mortal)], rng.uniform(0.0, 60.0), for_good=True)
-    return small
+    return small, not dies
 
 
-def run_home(small: SmallWorld, seed: int) -> Header:
+def run_home(small: SmallWorld, seed: int, *, certain: bool = True) -> None:
     """Run a packet until it is home and a while longer; check what must hold then."""
     world = small.world
     header, payload = tally_packet(small, seed=seed, budget=BUDGET)
     world.submit(small.owner, header, payload, at=1.0)
     world.start()
-    assert world.run(LIMIT_S, lambda: bool(world.deliveries)), "the packet did not come home"
+    is_home = world.run(LIMIT_S, lambda: bool(world.deliveries))
+    assert is_home or not certain, "the packet did not come home"
     world.run(world.now + AFTER_S)
-    assert len(world.deliveries) == 1
-    home = world.deliveries[0].header
-    check(small, home)
-    return home
+    assert len(world.deliveries) == is_home
+    check_effects(small)
+    for delivery in world.deliveries:
+        check_lineage(small, delivery.header)
 
 
 BUDGET = tally_packet.__kwdefaults__["budget"]
 
 
-def check(small: SmallWorld, home: Header) -> None:
+def check_lineage(small: SmallWorld, home: Header) -> None:
     keys = {node: identity.public_key for node, identity in small.identities.items()}
     check_chain(home.chain, keys)
     assert home.chain[0].kind is RecordKind.INIT
     assert home.chain[-1].kind is RecordKind.HOME
     effects = [r for r in home.chain if r.kind in (RecordKind.TRAIN, RecordKind.ROLLED_BACK)]
     assert len({r.hop for r in effects}) == len(effects), "a hop took effect twice"
+
+
+def check_effects(small: SmallWorld) -> None:
     everywhere: dict[str, Record] = {}
     for node in small.world.nodes.values():
         everywhere.update(node.store.records)
@@ -183,37 +194,40 @@ def check(small: SmallWorld, home: Header) -> None:
 
 def test_a_packet_on_a_quiet_network_comes_home_with_its_requirement_met() -> None:
     small = make(SHAPES["ring"](6), 0, LinkSpec(A, B, 1e7, 0.02))
-    home = run_home(small, 0)
-    assert home.requirement_met
-    assert small.world.deliveries[0].at < 60.0
+    run_home(small, 0)
+    (delivery,) = small.world.deliveries
+    assert delivery.header.requirement_met
+    assert delivery.at < 60.0
 
 
 @pytest.mark.parametrize("seed", range(QUICK))
 def test_a_packet_comes_home_under_any_schedule(seed: int) -> None:
-    run_home(schedule(seed), seed)
+    small, certain = schedule(seed)
+    run_home(small, seed, certain=certain)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(QUICK, FULL))
 def test_a_packet_comes_home_under_many_more_schedules(seed: int) -> None:
-    run_home(schedule(seed), seed)
+    small, certain = schedule(seed)
+    run_home(small, seed, certain=certain)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_one_seed_gives_one_trace(seed: int) -> None:
     traces = []
     for _ in range(2):
-        small = schedule(seed)
-        run_home(small, seed)
+        small, certain = schedule(seed)
+        run_home(small, seed, certain=certain)
         traces.append("\n".join(small.world.lines))
     assert traces[0] == traces[1]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_core_is_rebuilt_from_its_event_log(seed: int, tmp_path) -> None:
-    small = schedule(seed)
+    small, certain = schedule(seed)
     small.world.logs.update((node, EventLog()) for node in small.nodes)
-    run_home(small, seed)
+    run_home(small, seed, certain=certain)
     for name, node in small.world.nodes.items():
         path = tmp_path / name
         small.world.logs[name].save(path)
