@@ -211,14 +211,10 @@ def _out_of_reach(hops: dict[NodeId, int], stops: list[NodeId], packet: PacketCo
 
 def _hops_from(scenario: Scenario, start: NodeId) -> dict[NodeId, int]:
     """Return the links on the shortest path from `start` to every node it can reach."""
-    joined: dict[NodeId, list[NodeId]] = {name: [] for name in scenario.nodes}
-    for link in scenario.network.links:
-        joined[link.a].append(link.b)
-        joined[link.b].append(link.a)
     hops, queue = {start: 0}, deque([start])
     while queue:
         here = queue.popleft()
-        for peer in joined[here]:
+        for peer in scenario.network.neighbours(here):
             if peer not in hops:
                 hops[peer] = hops[here] + 1
                 queue.append(peer)

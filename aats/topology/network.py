@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from aats.bounds import Between
@@ -89,6 +89,15 @@ class Network:
 
     sites: tuple[Site, ...] = ()
     links: tuple[Link, ...] = ()
+    _joined: dict[NodeId, dict[NodeId, Link]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        for site in self.sites:
+            self._joined[site.name] = {}
+        for link in self.links:
+            self._joined[link.a][link.b] = self._joined[link.b][link.a] = link
 
     @classmethod
     def of(cls, layout: Layout) -> Network:
@@ -112,13 +121,9 @@ class Network:
         """Node ids in order."""
         return tuple(site.name for site in self.sites)
 
-    def neighbours(self, node: NodeId) -> dict[NodeId, Link]:
+    def neighbours(self, node: NodeId) -> Mapping[NodeId, Link]:
         """Return the links of one node by the node at their other end."""
-        return {
-            (link.b if link.a == node else link.a): link
-            for link in self.links
-            if node in (link.a, link.b)
-        }
+        return self._joined[node]
 
     def components(self) -> tuple[frozenset[NodeId], ...]:
         """Return the connected parts, the largest first (ties: in site order)."""
