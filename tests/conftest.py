@@ -5,6 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("aats", deadline=None)  # a loaded machine is no failure
+settings.load_profile("aats")
 
 
 @pytest.fixture(scope="session")

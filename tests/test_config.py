@@ -194,6 +194,22 @@ def test_edges_carry_their_own_figures(folder: Path) -> None:
     assert (link.bandwidth_bps, link.loss) == (2e6, 0.5)
 
 
+def test_a_graphml_file_is_found_beside_the_scenario(folder: Path) -> None:
+    (folder / "net.graphml").write_text(
+        '<graphml xmlns="http://graphml.graphdrawing.org/xmlns"><graph edgedefault="undirected">'
+        + "".join(f'<node id="{i}"/>' for i in range(6))
+        + "".join(f'<edge source="{i}" target="{i + 1}"/>' for i in range(4))
+        + "</graph></graphml>"
+    )
+    everything = with_(folder, "topology={file='net.graphml'}")
+    assert len(everything.nodes) == 6
+    assert everything.notes()
+    largest = with_(folder, "topology={file='net.graphml',component='largest'}")
+    assert len(largest.nodes) == 5
+    again = build(tomllib.loads(largest.to_toml()))
+    assert (again, again.digest()) == (largest, largest.digest())
+
+
 @pytest.mark.parametrize(
     "edges", ["[['a']]", "[['a','a']]", "[['a','b',{lat=1}]]", "[['a','b'],['b','a']]", "[3]"]
 )
@@ -231,7 +247,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_whatever_stands_in_a_table_only_our_errors_come(data: st.DataObject) -> None:
     tables: dict[str, Any] = tomllib.loads(BASE)
