@@ -28,7 +28,7 @@ from aats.payload import MODEL, Payload
 from aats.roles.data import Batch, NodeData
 from aats.roles.runner import TaskContext
 from aats.sim.link import LinkSpec
-from aats.sim.network import Sink, SimulatedWorld
+from aats.sim.network import SimulatedWorld, Sink
 from aats.sim.node import NodeParts, Pace
 from aats.sim.worker import worker_factory
 from aats.wire import sign_mandate

@@ -154,6 +154,8 @@ class ProbeAsk:
     """Learning rate for trial steps; 0: the probe's default."""
     manifest: Manifest = Manifest()
     tensors: bytes = b""
+    data_of: NodeId = NodeId("")
+    """Whose data, where a compute node holds those of others; "" for the node's own."""
 
 
 @dataclass(frozen=True, slots=True)

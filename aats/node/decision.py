@@ -80,19 +80,22 @@ class Decision:
         tensors = [t for t in header.manifest.tensors if t.name.startswith((MODEL, REFERENCE))]
         size = sum(t.size for t in tensors)
         advert = desk.map.advert(candidate.node)
-        if not candidate.probe_allowed or candidate.node == desk.node or advert is None:
+        if not candidate.probe_allowed or advert is None:
             return
-        minibatch = advert.policy.probe is ProbeMode.MINIBATCH
+        ask = _ask(header, candidate.node)
+        if not candidate.path:
+            decision.open.add(candidate.node)
+            desk.run("journey", (copy.key, candidate.node), ProbeTask(ask, header=header))
+            return
+        stop = candidate.path[-1]
+        minibatch = advert.policy.probe is ProbeMode.MINIBATCH and stop == candidate.node
         if size > desk.config.probe_max_bytes and not minibatch:
             return
-        skills = tuple(t.skill for t in header.mandate.requirement)
-        ask = ProbeAsk(header.id, header.version, header.mandate.architecture, skills,
-                       header.mandate.seed + header.hop)  # fmt: skip
         request = f"probe/{copy.key}/{candidate.node}"
-        sent = self._requests.ask_probe(request, candidate.path[-1], ask, copy.key)
-        if sent:
+        if self._requests.ask_probe(request, stop, ask, None if minibatch else copy.key):
             decision.open.add(candidate.node)
-            decision.bytes += sent + (0 if minibatch else size * max(1, len(candidate.path)))
+            sent = RELAY_BYTES + (0 if minibatch else size)
+            decision.bytes += sent * len(candidate.path)
 
     def probe_replied(self, request: str, sender: NodeId, reply: ProbeReply) -> None:
         """Take a reply to one of our probes; late ones are ignored."""
@@ -108,11 +111,8 @@ class Decision:
                     return
 
     def _score_batch(self, copy: Copy, candidate: NodeId, reply: ProbeReply) -> None:
-        header = copy.header
-        skills = tuple(t.skill for t in header.mandate.requirement)
-        ask = ProbeAsk(header.id, header.version, header.mandate.architecture, skills,
-                       header.mandate.seed + header.hop)  # fmt: skip
-        self._desk.run("journey", (copy.key, candidate), ProbeTask(ask, reply, header))
+        task = ProbeTask(_ask(copy.header, candidate), reply, copy.header)
+        self._desk.run("journey", (copy.key, candidate), task)
 
     def probed(self, key: CustodyKey, candidate: NodeId, reply: ProbeReply) -> None:
         """Take the scores of a candidate, or its refusal; the last one leads to the choice."""
@@ -240,3 +240,15 @@ class Decision:
 
 def _done_here(header: Header, *kinds: RecordKind) -> bool:
     return any(r.kind in kinds and r.hop == header.hop for r in header.chain)
+
+
+def _ask(header: Header, data_of: NodeId) -> ProbeAsk:
+    mandate = header.mandate
+    return ProbeAsk(
+        header.id,
+        header.version,
+        mandate.architecture,
+        tuple(t.skill for t in mandate.requirement),
+        mandate.seed + header.hop,
+        data_of=data_of,
+    )

@@ -48,21 +48,25 @@ class Requests:
 
     # --- asking ---
 
-    def ask_probe(self, request: str, to: NodeId, ask: ProbeAsk, source: CustodyKey) -> float:
-        """Send a probe; return the bytes it puts on all links, or 0 if there is no way.
+    def ask_probe(self, request: str, to: NodeId, ask: ProbeAsk, source: CustodyKey | None) -> bool:
+        """Send a probe; return whether there is a way.
 
-        The tensors are left out where the candidate hands out a minibatch instead.
+        Args:
+            request: Comes back with the reply.
+            to: Who is to answer.
+            ask: Without tensors.
+            source: Whose model and reference set go along; None where the node hands out a
+                minibatch instead.
         """
         path = self._desk.map.path(self._desk.node, to, 0)
         if not path or path[0] not in self._desk.neighbours:
-            return 0.0
+            return False
         relay = Relay(self._desk.node, to, request, RELAY_TTL, ask)
-        advert = self._desk.map.advert(to)
-        if advert and advert.policy.probe is ProbeMode.MINIBATCH:
+        if source is None:
             self._desk.send(path[0], relay)
-            return RELAY_BYTES * len(path)
-        self._desk.emit(SendProbe(path[0], relay, source))
-        return RELAY_BYTES * len(path)
+        else:
+            self._desk.emit(SendProbe(path[0], relay, source))
+        return True
 
     # --- receiving ---
 
@@ -96,7 +100,7 @@ class Requests:
         self._route(Relay(self._desk.node, relay.src, relay.request, RELAY_TTL, body))
 
     def _answer_probe(self, relay: Relay, ask: ProbeAsk) -> None:
-        mode = self._desk.config.policy.probe
+        mode = self._mode(ask.data_of)
         if mode is ProbeMode.NONE:
             self._reply(relay, ProbeReply(refused="this node answers no probes"))
         elif self._answering >= MAX_ANSWERING:
@@ -105,6 +109,14 @@ class Requests:
             self._answering += 1
             task = BatchTask(ask) if mode is ProbeMode.MINIBATCH else ProbeTask(ask)
             self._desk.run("requests", relay, task)
+
+    def _mode(self, data_of: NodeId) -> ProbeMode:
+        """Return how data may be probed here; entrusted ones are never handed out raw."""
+        if data_of in ("", self._desk.node):
+            return self._desk.config.policy.probe
+        advert = self._desk.map.advert(data_of)
+        allowed = advert is not None and advert.policy.probe is not ProbeMode.NONE
+        return ProbeMode.SCORE if allowed else ProbeMode.NONE
 
     def _adopt(self, relay: Relay, samples: Samples) -> None:
         if samples.incarnation == self._desk.incarnation:

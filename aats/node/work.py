@@ -166,7 +166,8 @@ class Work:
         """Return the signed record of one step, linked to the packet's last one."""
         return seal(
             Record(
-                packet=header.id, kind=kind, node=self._desk.node, hop=header.hop, epoch=header.epoch,
+                packet=header.id, kind=kind, node=self._desk.node, hop=header.hop,
+                epoch=header.epoch,
                 parents=(header.lineage,), base=header.version, version=version,
                 method=header.mandate.method.name, steps=steps, samples=samples,
                 seed=header.mandate.seed, metrics=metrics or {}, note=note,

@@ -29,7 +29,7 @@ from aats.oam.view import Event, PacketView, RunView
 from aats.packet import Header
 from aats.payload import MODEL, Payload
 
-_SAFETENSORS_DTYPE = {
+_TORCH_DTYPE = {
     "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "i64": "int64",
     "i32": "int32", "i16": "int16", "i8": "int8", "u8": "uint8", "bool": "bool",
 }  # fmt: skip
@@ -78,18 +78,17 @@ def write_metrics(path: Path, packets: Iterable[PacketView]) -> None:
 
 def write_model(path: Path, payload: Payload) -> None:
     """Write the `model.` tensors as a .safetensors file, under their names in the module."""
-    from safetensors import serialize_file
+    import torch
+    from safetensors.torch import save_file
 
     tensors = {
-        t.name.removeprefix(MODEL): {
-            "dtype": _SAFETENSORS_DTYPE[t.dtype],
-            "shape": list(t.shape),
-            "data": bytes(payload.bytes_of(t)),
-        }
+        t.name.removeprefix(MODEL): torch.from_numpy(payload.array(t).copy()).view(
+            getattr(torch, _TORCH_DTYPE[t.dtype])
+        )
         for t in payload.manifest.tensors
         if t.name.startswith(MODEL)
     }
-    serialize_file(tensors, str(path), {"format": "pt"})
+    save_file(tensors, path, {"format": "pt"})
 
 
 def write_run(

@@ -123,12 +123,13 @@ def _data_of(node: NodeId, context: TaskContext) -> NodeData:
 
 def _minibatch(ask: ProbeAsk, context: TaskContext) -> NodeData:
     """Return this node's minibatch for a request: the same for the same request."""
-    skills = [context.data.skills[s] for s in ask.skills if s in context.data.skills]
+    data = _data_of(ask.data_of, context)
+    skills = [data.skills[s] for s in ask.skills if s in data.skills]
     held = [s for s in skills if s.samples]
     size = max(1, context.probe_samples // max(1, len(held)))
     seed = seed_of("minibatch", context.secret, context.node, ask.packet, ask.seed)
     return NodeData.of(
-        *(training_part(s, size, seed) for s in held), show_labels=context.data.show_labels
+        *(training_part(s, size, seed) for s in held), show_labels=data.show_labels
     )
 
 
