@@ -1,8 +1,6 @@
 """A whole network of live nodes on this machine: keys, addresses, processes, packets, the end.
 
-    async with LiveWorld(nodes, run_dir) as world:
-        header = sign_mandate(...)                      # with world.identity(owner)
-        world.submit(header, payload)
+    async with live_world(scenario, run_dir) as world:
         async for event in world.events(limit_s=60):    # ends when every packet is home
             print(event)
     world.delivered
@@ -21,19 +19,20 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from aats.advert import LinkAdvert
-from aats.errors import LocalError
+from aats.compose import NodePlan, build_packets, compose
+from aats.config import FaultConfig, FaultKind, Scenario
+from aats.errors import LocalError, ScenarioError
 from aats.identity import Identity
 from aats.ids import NodeId, PacketId
 from aats.node import inbox
-from aats.node.desk import CoreConfig
 from aats.node.fault import FaultPoint
 from aats.node.forkserver import ForkServer
 from aats.node.shard import FILE_NAME as DATA_FILE
@@ -44,12 +43,10 @@ from aats.node.spec import (
     IDENTITY_FILE,
     PEERS_FILE,
     DaemonSpec,
-    WorkSettings,
 )
 from aats.node.supervisor import Backoff, Change, ProcessChanged, Supervisor
 from aats.packet import Header
 from aats.payload import Payload
-from aats.roles.data import NodeData
 from aats.transport.keys import CurveKeys, Directory, Endpoint
 
 POLL_S = 0.05
@@ -71,22 +68,6 @@ class Ended(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class LiveNode:
-    """One node of a live network. Its keys and addresses are made by the world."""
-
-    core: CoreConfig
-    data: NodeData = NodeData()
-    links: tuple[LinkAdvert, ...] = ()
-    work: WorkSettings = WorkSettings()
-    faults: tuple[FaultPoint, ...] = ()
-
-    @property
-    def name(self) -> NodeId:
-        """The node's name."""
-        return self.core.node
-
-
-@dataclass(frozen=True, slots=True)
 class LiveOptions:
     """How a live network is run on this machine."""
 
@@ -104,6 +85,15 @@ class LiveOptions:
     start_s: float = 120.0
     """Until every node must be up."""
 
+    @classmethod
+    def of(cls, scenario: Scenario) -> LiveOptions:
+        """Return what a scenario's `[live]` says."""
+        live = scenario.live
+        return cls(
+            live.host, live.base_port, live.nodes_per_process, live.insecure, live.shaping,
+            live.custody,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
@@ -117,24 +107,79 @@ class Delivered:
         return inbox.Parcel(self.header, self.path).payload()
 
 
+def planned_faults(scenario: Scenario) -> tuple[FaultConfig, ...]:
+    """Return a scenario's faults.
+
+    Raises:
+        ScenarioError: If a live network does not have one of them.
+    """
+    for number, fault in enumerate(scenario.faults):
+        if fault.kind not in (FaultKind.CRASH, FaultKind.RESTART):
+            raise ScenarioError(
+                f"faults[{number}].kind", fault.kind.value,
+                "live nodes 'crash' and 'restart'; the rest needs --world sim",
+            )  # fmt: skip
+    return scenario.faults
+
+
+@contextlib.asynccontextmanager
+async def live_world(
+    scenario: Scenario, run_dir: Path, options: LiveOptions | None = None
+) -> AsyncIterator[LiveWorld]:
+    """Start a scenario's nodes, hand in its packets, plan its faults.
+
+    Args:
+        scenario: What to run.
+        run_dir: Gets everything that comes of it.
+        options: Instead of the scenario's `[live]`.
+
+    Raises:
+        ScenarioError: A fault that a live network does not have.
+        LocalError: A port in use, a node that does not come up; says which.
+    """
+    faults = planned_faults(scenario)
+    server = ForkServer.spawn("daemon")
+    try:
+        plan = await asyncio.to_thread(compose, scenario)
+        chosen = options or LiveOptions.of(scenario)
+        async with LiveWorld(plan.nodes, run_dir, chosen, server=server) as world:
+            packets = await asyncio.to_thread(
+                build_packets, scenario, plan, world.identity, time.time()
+            )
+            for packet in packets:
+                world.submit(packet.header, packet.payload, packet.after_s)
+            world.plan_faults(faults)
+            yield world
+    finally:
+        await server.close()
+
+
 class LiveWorld:
     """Live nodes, from their keys to their end.
 
     Args:
-        nodes: What each is made of; links must be given at both ends.
+        nodes: What each is made of; a link is given at both ends.
         run_dir: Gets `nodes/<name>/` and, at the end, `events.jsonl`.
         options: How to run them.
+        server: A fork server of nodes to use and to leave running; None for one of its own.
+        deaths: Where nodes are to kill themselves, for tests of custody.
     """
 
     def __init__(
-        self, nodes: Sequence[LiveNode], run_dir: Path, options: LiveOptions = LiveOptions()
+        self,
+        nodes: Mapping[NodeId, NodePlan],
+        run_dir: Path,
+        options: LiveOptions = LiveOptions(),
+        *,
+        server: ForkServer | None = None,
+        deaths: Mapping[NodeId, Sequence[FaultPoint]] | None = None,
     ) -> None:
-        self.options, self.run_dir = options, run_dir
-        self.nodes = {n.name: n for n in nodes}
+        self.nodes, self.options, self.run_dir = dict(nodes), options, run_dir
         self.delivered: dict[PacketId, Delivered] = {}
         self.waiting_for = ""
         """What is waited for now, in words."""
         self.ended: Ended | None = None
+        self._shared, self._deaths = server, deaths or {}
         self._identities = {name: Identity.generate(name) for name in self.nodes}
         self._owners: dict[PacketId, NodeId] = {}
         self._groups = _groups(list(self.nodes), options.nodes_per_process)
@@ -144,6 +189,8 @@ class LiveWorld:
         self._up: set[NodeId] = set()
         self._given_up: set[NodeId] = set()
         self._reserved: list[socket.socket] = []
+        self._planned: list[asyncio.TimerHandle] = []
+        self._triggers: list[_Trigger] = []
 
     def identity(self, node: NodeId) -> Identity:
         """Return a node's identity, with which an owner signs its mandates."""
@@ -162,7 +209,7 @@ class LiveWorld:
             LocalError: A configured port is in use, or a node does not come up; says which.
         """
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._server = ForkServer.spawn("daemon", log=self.run_dir / "forkserver.log")
+        self._server = self._shared or ForkServer.spawn("daemon")
         try:
             self._supervisor = Supervisor(self._server, self._process_changed, self.options.backoff)
             self._lay_out()
@@ -187,8 +234,13 @@ class LiveWorld:
         await self._stop()
 
     async def _stop(self) -> None:
+        for planned in self._planned:
+            planned.cancel()
         await self._supervisor.stop()
-        await self._server.close()
+        if self._shared is None:
+            await self._server.close()
+        else:
+            self._server.detach()
         for reserved in self._reserved:
             reserved.close()
         self._look_home()
@@ -209,13 +261,13 @@ class LiveWorld:
             for name in self.nodes
         ]
         keys = {e.node: e.public_key for e in endpoints}
-        for node, endpoint in zip(self.nodes.values(), endpoints, strict=True):
-            directory = self.directory(node.name)
+        for (name, node), endpoint in zip(self.nodes.items(), endpoints, strict=True):
+            directory = self.directory(name)
             if directory.exists():
                 shutil.rmtree(directory)
             directory.mkdir(mode=0o700, parents=True)
-            self._identities[node.name].save(directory / IDENTITY_FILE)
-            curves[node.name].save(directory / CURVE_FILE)
+            self._identities[name].save(directory / IDENTITY_FILE)
+            curves[name].save(directory / CURVE_FILE)
             Directory(endpoints).save(directory / PEERS_FILE)
             save_data(directory / DATA_FILE, node.data)
             DaemonSpec(
@@ -228,7 +280,7 @@ class LiveWorld:
                 custody=self.options.custody,
                 work=node.work,
                 shaping=self.options.shaping,
-                faults=node.faults,
+                deaths=tuple(self._deaths.get(name, ())),
             ).save()
 
     def _ports(self) -> Iterator[int]:
@@ -274,11 +326,17 @@ class LiveWorld:
 
     # --- packets ------------------------------------------------------------------------------
 
-    def submit(self, header: Header, payload: Payload) -> None:
-        """Hand a packet to its owner's node, which takes it from its inbox."""
+    def submit(self, header: Header, payload: Payload, after_s: float = 0.0) -> None:
+        """Hand a packet to its owner's node, now or later. The mandate is signed by that node."""
+        self._owners[header.id] = header.mandate.owner.node
+        if after_s:
+            self._later(after_s, self._hand_in, header, payload)
+        else:
+            self._hand_in(header, payload)
+
+    def _hand_in(self, header: Header, payload: Payload) -> None:
         owner = header.mandate.owner.node
         inbox.put(self.directory(owner) / inbox.INBOX, header, payload)
-        self._owners[header.id] = owner
         self._supervisor.signal(self._process_of[owner], signal.SIGUSR1)
 
     async def events(self, limit_s: float = 3600.0) -> AsyncIterator[TraceEvent]:
@@ -291,6 +349,7 @@ class LiveWorld:
         while self.ended is None:
             news, self._news = self._news + self._read(), []
             for event in sorted(news, key=lambda e: float(e["t"])):
+                self._strike_on(event)
                 yield event
             self._look_home()
             out = [p for p in self._owners if p not in self.delivered]
@@ -317,6 +376,34 @@ class LiveWorld:
     def bring_up(self, node: NodeId) -> None:
         """Start a node again that was taken down."""
         self._supervisor.up(self._process_of[node])
+
+    # --- faults -------------------------------------------------------------------------------
+
+    def plan_faults(self, faults: Iterable[FaultConfig]) -> None:
+        """Let nodes crash and restart at times from now, and at events."""
+        self._triggers = [_Trigger(f) for f in faults if f.on]
+        for fault in faults:
+            if not fault.on:
+                self._later(fault.after_s, self._strike, fault, fault.node)
+
+    def _strike_on(self, event: TraceEvent) -> None:
+        for trigger in self._triggers:
+            if trigger.fires(event):
+                fault = trigger.fault
+                node = fault.node or NodeId(event["node"])
+                self._later(fault.after_s, self._strike, fault, node)
+
+    def _strike(self, fault: FaultConfig, node: NodeId) -> None:
+        if fault.kind is FaultKind.RESTART:
+            self.bring_up(node)
+            return
+        self.take_down(node)
+        if fault.for_s < inf:
+            self._later(fault.for_s, self.bring_up, node)
+
+    def _later(self, delay_s: float, action: Callable[..., None], *arguments: object) -> None:
+        loop = asyncio.get_running_loop()
+        self._planned.append(loop.call_later(delay_s, action, *arguments))
 
     def _look_home(self) -> None:
         for owner in set(self._owners.values()):
@@ -351,6 +438,21 @@ class LiveWorld:
         events.sort(key=lambda e: float(e["t"]))
         with (self.run_dir / EVENTS_FILE).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(e, separators=(",", ":")) + "\n" for e in events)
+
+
+@dataclass(slots=True)
+class _Trigger:
+    """Counts the events that a fault waits for."""
+
+    fault: FaultConfig
+    _seen: int = 0
+
+    def fires(self, event: TraceEvent) -> bool:
+        fault = self.fault
+        if event["event"] != fault.on or fault.node not in ("", event["node"]):
+            return False
+        self._seen += 1
+        return self._seen == fault.count
 
 
 @dataclass(slots=True)

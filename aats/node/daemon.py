@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
-from aats import plugins
 from aats.clock import Clock, SystemClock
 from aats.errors import WireError
 from aats.identity import Identity
 from aats.ids import CustodyKey, NodeId
+from aats.installed import load_agent, load_policy
 from aats.messages import Offer
 from aats.node import inbox
 from aats.node.commands import (
@@ -102,18 +102,6 @@ class Home:
     payload: Payload
 
 
-def load_policy(plugin: Plugin) -> RoutePolicy:
-    """Return the installed routing policy that a packet names."""
-    policy: RoutePolicy = plugins.load("aats.policies", plugin.name)(**plugin.params)
-    return policy
-
-
-def load_agent(kind: str) -> Agent:
-    """Return the installed agent for a packet's kind."""
-    agent: Agent = plugins.load("aats.agents", kind)()
-    return agent
-
-
 class Daemon:
     """One live node.
 
@@ -152,7 +140,7 @@ class Daemon:
         self._main: asyncio.Task[None] | None = None
         self._running: dict[int, asyncio.Task[None]] = {}
         self._offers: dict[CustodyKey, int] = {}
-        self._fault = FaultSwitch(spec.directory, spec.faults)
+        self._fault = FaultSwitch(spec.directory, spec.deaths)
 
     # --- for the application ------------------------------------------------------------------
 

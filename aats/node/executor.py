@@ -67,6 +67,7 @@ class Executor:
     def start(self) -> None:
         """Begin to listen to the zygote; tasks wait until it is ready."""
         self._server.attach(self._on_exit)
+        self._spare = self._fork()
 
     async def close(self) -> None:
         """Kill running tasks and the zygote."""

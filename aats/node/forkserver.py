@@ -236,6 +236,12 @@ class ForkServer:
         self._control.setblocking(False)
         self._loop.add_reader(self._control, self._receive)
 
+    def detach(self) -> None:
+        """Listen no more; another event loop may attach."""
+        if self._loop is not None:
+            self._loop.remove_reader(self._control)
+            self._loop = None
+
     async def ready(self) -> None:
         """Wait until the server has loaded everything.
 
@@ -272,8 +278,7 @@ class ForkServer:
 
     async def close(self) -> None:
         """End the server and every child of it, at once; return when the server is gone."""
-        if self._loop is not None:
-            self._loop.remove_reader(self._control)
+        self.detach()
         self._control.close()
         self._lost.set()
         await asyncio.to_thread(self._wait)
@@ -319,8 +324,7 @@ class ForkServer:
             self._ended(report["exit"], report["code"])
 
     def _server_ended(self) -> None:
-        if self._loop is not None:
-            self._loop.remove_reader(self._control)
+        self.detach()
         self._lost.set()
         for name in list(self._names):
             self._ended(name, -signal.SIGKILL)

@@ -63,7 +63,7 @@ class DaemonSpec:
     work: WorkSettings = WorkSettings()
     shaping: bool = False
     """Delay and pace the links to their figures, where the real links are faster."""
-    faults: tuple[FaultPoint, ...] = ()
+    deaths: tuple[FaultPoint, ...] = ()
     """Where it is to die, for tests."""
 
     @property
