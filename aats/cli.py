@@ -151,6 +151,7 @@ def _run_row(run: Path) -> dict[str, Any]:
     }
 
 
+VERSION_LENGTH = 64
 _QUIET = {"t", "node", "event", "packet", "scores", "skills", "epoch"}
 
 
@@ -168,12 +169,16 @@ def _told(event: dict[str, Any]) -> str:
         f"{skill} {found['value']:.3f} ({found['source']})"
         for skill, found in event.get("skills", {}).items()
     ]
-    rest = [f"{k}={_short(v)}" for k, v in event.items() if k not in _QUIET]
+    rest = [f"{k}={_short(v)}" for k, v in event.items() if k not in _QUIET and v != ""]
     return place + " ".join([*rest, *skills])
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, str) and len(value) == VERSION_LENGTH:
+        return value[:12]  # as versions are shown everywhere
+    return str(value)
 
 
 # --- ledgers ------------------------------------------------------------------------------------
