@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
+import socket
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import zmq
+from zmq.utils.monitor import parse_monitor_message
 
+from aats.errors import LocalError
 from aats.ids import NodeId
 from aats.ledger.record import check_chain
 from aats.lineage import RecordKind
+from aats.live import LiveOptions, LiveWorld, TraceEvent
 from aats.node.fault import FaultPoint, Moment
+from aats.node.spec import PEERS_FILE, DaemonSpec, WorkSettings
+from aats.node.supervisor import Backoff
+from aats.packet import Plugin
+from aats.transport.keys import CurveKeys, Directory
 
 if TYPE_CHECKING:
     from conftest import Network, Run
+
+OPTIONS = LiveOptions(backoff=Backoff(first_s=0.05, tries=20))
+TIMES = {"settle_s": 0.2, "offer_timeout_s": 0.4, "avoid_s": 2.0, "retry_s": 0.1}
 
 Ring = Callable[..., dict[NodeId, Any]]
 
@@ -60,3 +74,161 @@ def test_a_packet_survives_a_kill_9_at_every_moment_of_a_hop(
     died = run.of("node.process-died")
     assert len(died) >= len(points) - 1
     assert {e["code"] for e in died} == {-signal.SIGKILL}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hop", [0, 1, 2])
+@pytest.mark.parametrize("moment", list(Moment))
+def test_a_packet_survives_a_kill_9_at_one_moment(
+    network: Network, make_ring: Ring, moment: Moment, hop: int
+) -> None:
+    plans = make_ring(4)
+    points = [FaultPoint(moment, hop)]
+    run = network.run(plans, deaths=dict.fromkeys(plans, points), hops=40)
+    check(run)
+    arrives_at_hop_0 = moment in (Moment.RECEIVING, Moment.STORED)
+    assert bool(run.of("node.process-died")) != (hop == 0 and arrives_at_hop_0)
+
+
+def test_a_receiver_killed_amid_a_transfer_resumes_it(network: Network, make_ring: Ring) -> None:
+    ballast_bytes = 24 << 20
+    plans = make_ring(3, links_bps=2e8)
+    run = network.run(
+        plans, ballast_bytes=ballast_bytes, options=replace(OPTIONS, shaping=True),
+        deaths=dict.fromkeys(plans, [FaultPoint(Moment.RECEIVING, 1, after_s=0.5)]),
+    )  # fmt: skip
+    check(run)
+    assert len(run.of("node.process-died")) == 1
+    first = next(e for e in run.of("packet.received") if e["hop"] == 1)
+    assert first["wire_bytes"] < ballast_bytes
+
+
+def test_a_node_killed_from_outside_while_it_works_is_no_loss(
+    network: Network, make_ring: Ring
+) -> None:
+    killed = []
+
+    def kill_once(world: LiveWorld, event: TraceEvent) -> None:
+        if event["event"] == "visit.started" and event["hop"] == 2 and not killed:
+            killed.append(event["node"])
+            world.kill(event["node"])
+
+    run = network.run(make_ring(4), watch=kill_once)
+    check(run)
+    assert killed
+
+
+def test_a_node_that_stays_dead_with_the_packet_costs_no_more_than_its_work(
+    network: Network, make_ring: Ring
+) -> None:
+    dead = []
+
+    def bury(world: LiveWorld, event: TraceEvent) -> None:
+        if event["event"] == "visit.started" and event["hop"] == 2 and not dead:
+            dead.append(event["node"])
+            world.take_down(event["node"])
+
+    run = network.run(make_ring(5), watch=bury, hops=40)
+    check(run)
+    assert run.of("packet.regenerated")
+    assert dead[0] not in {e["node"] for e in run.of("visit.finished") if e["hop"] > 2}
+
+
+@pytest.mark.parametrize("how", ["segfault", "memory", "hang"])
+def test_a_method_that_harms_its_process_is_a_refused_visit(
+    network: Network, make_ring: Ring, how: str
+) -> None:
+    work = WorkSettings(memory_bytes=1 << 28)
+    plans = make_ring(3, times={**TIMES, "task_timeout_s": 1.0}, work=work)
+    run = network.run(plans, method=Plugin("hostile", {"how": how, "at": "n1"}), hops=5)
+    (delivered,) = run.delivered
+    check_chain(delivered.header.chain)
+    assert {e["node"] for e in run.of("visit.failed")} == {"n1"}
+    assert not run.of("node.process-died")
+
+
+def test_an_mpvu_verifies_with_samples_that_its_neighbours_gave(
+    network: Network, make_ring: Ring
+) -> None:
+    run = network.run(make_ring(4, mpvu=NodeId("n2")), verifier="mpvu", hops=24)
+    check(run)
+    assert run.of("verdict")
+
+
+def test_many_nodes_share_one_process(network: Network, make_ring: Ring) -> None:
+    run = network.run(make_ring(6), options=replace(OPTIONS, nodes_per_process=6))
+    check(run)
+    assert len({e["node"] for e in run.of("node.up")}) == 6
+
+
+def test_a_port_in_use_is_named(network: Network, make_ring: Ring) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        options = replace(OPTIONS, base_port=port)
+        with pytest.raises(LocalError, match=rf"127\.0\.0\.1:{port}: Address already in use"):
+            network.run(make_ring(2), options=options)
+
+
+def test_a_stranger_without_a_key_gets_nowhere(network: Network, make_ring: Ring) -> None:
+    knocked = []
+
+    def knock(world: LiveWorld, event: TraceEvent) -> None:
+        if event["event"] == "packet.received" and not knocked:
+            spec = DaemonSpec.load(world.directory(NodeId("n1")))
+            knocked.append(_knock(spec))
+
+    run = network.run(make_ring(3), watch=knock)
+    check(run)
+    assert knocked == [False]
+    assert not run.of("message.rejected")
+
+
+def _knock(spec: DaemonSpec) -> bool:
+    """Talk to a node with a key of our own making; return whether it let us in."""
+    keys = CurveKeys.generate()
+    peers = Directory.load(spec.directory / PEERS_FILE)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+        dealer.linger = 0
+        dealer.curve_serverkey = peers.get(spec.node).curve_key
+        dealer.curve_publickey, dealer.curve_secretkey = keys.public, keys.secret
+        monitor = dealer.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+        )
+        dealer.connect(spec.control)
+        assert monitor.poll(10_000)
+        event = parse_monitor_message(monitor.recv_multipart())["event"]
+        dealer.disable_monitor()
+        monitor.close()
+        return bool(event == zmq.EVENT_HANDSHAKE_SUCCEEDED)
+
+
+@pytest.mark.slow
+def test_twenty_nodes_come_up_and_leave_no_process_behind(
+    network: Network, make_ring: Ring
+) -> None:
+    run = network.run(make_ring(20), hops=30)
+    check(run)
+    assert len({e["node"] for e in run.of("node.up")}) == 20
+    assert not network.server.pids
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_kills_lose_no_packet(network: Network, make_ring: Ring, seed: int) -> None:
+    rng = random.Random(seed)
+    kills = []
+
+    def kill(world: LiveWorld, event: TraceEvent) -> None:
+        moments = ("decision", "packet.moved", "visit.started")
+        if len(kills) < 12 and event["event"] in moments and rng.random() < 0.4:
+            kills.append(event["node"])
+            world.kill(event["node"])
+
+    run = network.run(
+        make_ring(5), watch=kill, hops=80, target=0.98, ballast_bytes=4 << 20, limit_s=200
+    )
+    check(run)
+    assert kills
