@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLED := $(VENV)/.tooled
 
+# `bench` runs all of them and fails if a bar of one does not hold.
 .PHONY: demo test slow lint bench clean
 
 demo: $(INSTALLED)
@@ -18,11 +19,14 @@ slow: $(TOOLED)
 
 lint: $(TOOLED)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 bench: $(TOOLED)
-	$(BIN)/python -m benchmarks
+	status=0; for bench in benchmarks/bench_*.py; do \
+		$(BIN)/python $$bench || status=1; \
+	done; exit $$status
 
 clean:
 	rm -rf $(VENV) runs dist build
