@@ -98,6 +98,8 @@ class SimulatedWorld:
         self.lines: list[str] = []
         self.deliveries: list[Delivery] = []
         self.hooks: list[Hook] = []
+        self.listeners: list[Callable[[NodeId, str], None]] = []
+        """Told of every trace event: where, and its name."""
         self.logs: dict[NodeId, EventLog] = {}
         """Event logs of the nodes that are to be replayed; put an empty one in before `start`."""
         self.counts: Counter[str] = Counter()
@@ -151,14 +153,14 @@ class SimulatedWorld:
         return list(dict.fromkeys(self._links.values()))
 
     def submit(self, node: NodeId, header: Header, payload: Payload, at: float = 0.0) -> None:
-        """Let the application at `node` submit a packet at `at`, or as soon as the node is up."""
+        """Let the application at `node` submit a packet at `at`, and again until it is taken."""
 
         def act() -> None:
             owner = self.nodes[node]
             if owner.is_up:
                 owner.store.submit(header.key, payload)
                 owner.feed(PacketSubmitted(header))
-            else:
+            if header.key not in owner.store.rows and header.key not in owner.store.seen:
                 self.kernel.after(self.settings.detect_s, act)
 
         self.kernel.at(at, act)
@@ -392,6 +394,8 @@ class SimulatedWorld:
     def trace(self, node: NodeId, event: str, fields: dict[str, object]) -> None:
         """Write one line of the trace."""
         self._sink(trace_line(self.now, node, event, fields))
+        for listener in self.listeners:
+            listener(node, event)
 
     def before(self, node: SimulatedNode, event: Event | None) -> Event | None:
         """Count an event, tell the hooks of it, log it if the node is to be replayed."""
