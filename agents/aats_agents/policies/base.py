@@ -31,7 +31,7 @@ class Option:
     @property
     def hops_since(self) -> int:
         """Hops since the last visit; many for a node never visited."""
-        return self.candidate.hops_since if self.candidate.visits else NEVER
+        return max(0, self.candidate.hops_since) if self.candidate.visits else NEVER
 
 
 def data_options(observation: Observation) -> list[Option]:
@@ -92,18 +92,20 @@ def least_visited(observation: Observation, why: str = "") -> Choice:
 
 
 def probe_order(observation: Observation, count: int, rng: random.Random) -> list[int]:
-    """Return up to `count` legal data nodes worth a probe: stalest first, ties spread by chance.
+    """Return up to `count` legal data nodes worth a probe, drawn with the stalest in favour.
 
-    Left out are nodes that refuse probes, were probed already, or hurt the model.
+    Drawn, because the stalest alone would soon be those that were probed and not chosen: they
+    would be probed for ever. Left out are nodes that refuse probes, were probed already, or hurt
+    the model.
     """
     worth = [
         o
         for o in data_options(observation)
         if o.candidate.probe_allowed and o.probe is None and not o.candidate.hurt
     ]
-    draws = {o.index: rng.random() for o in worth}
-    worth.sort(key=lambda o: (-o.hops_since, draws[o.index]))
-    return [o.index for o in worth[:count]]
+    # Weighted sampling without replacement (Efraimidis and Spirakis 2006).
+    keys = {o.index: rng.random() ** (1 / math.log1p(1 + o.hops_since)) for o in worth}
+    return sorted(keys, key=lambda i: -keys[i])[:count]
 
 
 def ranks(values: Sequence[float]) -> list[float]:

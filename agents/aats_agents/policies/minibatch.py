@@ -6,6 +6,7 @@ import math
 import random
 from dataclasses import dataclass
 
+from aats.ids import NodeId
 from aats.messages import ProbeScores
 from aats.routing.features import FEATURES
 from aats.routing.policy import Choice, Observation
@@ -26,6 +27,10 @@ MOST_COST = 4.0
 """Costs count up to this many times the median's, and down to its inverse: beyond, a stop's
 price says more of a far node than of what the packet gains there."""
 
+SUSPICION = 4.0
+"""What a gain is divided by where the loss is above chance: wrong labels can make an overconfident
+model look better for a step or two; a class nobody has taught yet gains more than that."""
+
 
 @dataclass(frozen=True, slots=True)
 class MinibatchPolicy:
@@ -33,16 +38,18 @@ class MinibatchPolicy:
 
     Of the nodes probed now, those on which a few trial steps lower the loss on the packet's
     reference set are ranked: twice the rank by that gain, plus the rank by label balance, plus
-    a bonus for staleness, over relative cost. Without such a node it goes by adverts and by
-    what earlier visits gained. It neither returns at once to where it came from, nor to a node
-    that hurt until that node's data change, unless nothing else is left.
+    a bonus for staleness, over relative cost. If none of them does, the least bad one is taken;
+    if nobody lets itself be probed, adverts and what earlier visits gained decide. It neither
+    returns at once to where it came from, nor to a node that hurt until that node's data change,
+    unless nothing else is left.
     """
 
     name = "minibatch"
     probes: int = 4
     """Nodes probed at each stop."""
     epsilon: float = 0.1
-    """Share of stops drawn at random, so that a wrong belief does not last."""
+    """Share of stops drawn from all that help, so that a wrong belief does not last. Drawn from
+    all there are, it would send the packet to every node it knows to be bad."""
     staleness: float = 0.01
     """Bonus times ln(1 + hops since the last visit)."""
     probe_weight: float = 2.0
@@ -55,46 +62,42 @@ class MinibatchPolicy:
             raise ValueError("probes and probe_weight must be >= 0, epsilon within 0-1")
 
     def wants_probes(self, observation: Observation, rng: random.Random) -> list[int]:
-        """Return the stalest data nodes; none where a random stop is due."""
-        return [] if self._explores(rng) else probe_order(observation, self.probes, rng)
+        """Return a few data nodes, the stalest in favour."""
+        return probe_order(observation, self.probes, rng)
 
     def choose(self, observation: Observation, rng: random.Random) -> Choice:
         """Return the data node with the most guarded gain per cost."""
         if settled := errand(observation):
             return settled
-        explores = self._explores(rng)
         options = _eligible(observation)
-        if explores:
-            pick = rng.choice(options)
-            return Choice(pick.index, f"exploring: drew {pick.candidate.node}")
         gains = {o.index: self._gain(o.probe, observation) for o in options if o.probe}
         good = [o for o in options if gains.get(o.index, 0.0) > 0]
-        unknown = [o for o in options if o.index not in gains]
+        if (good or not gains) and rng.random() < self.epsilon:
+            pick = rng.choice(good or options)
+            return Choice(pick.index, f"exploring: drew {pick.candidate.node}", _named(good, gains))
         if good:
-            found = self._score(good, [gains[o.index] for o in good], observation)
-            words = "most trusted gain and balance for its cost at {node} ({score})"
-        elif unknown:
-            found = self._score(unknown, [_promise(o, observation) for o in unknown], observation)
-            words = "no probed node helps; by adverts and past gain {node} ({score})"
+            merits = [gains[o.index] for o in good]
+            scores = self._scores(good, merits, observation)
+            reason = "most trusted gain and balance for its cost at {node} ({score})"
+        elif gains:
+            scores = gains
+            reason = "no probed node helps; the least bad is {node} ({score} nats)"
         else:
-            found = gains
-            words = "no node helps; the least bad is {node} ({score} nats)"
-        return choose_by(found, observation, words)
-
-    def _explores(self, rng: random.Random) -> bool:
-        # The first draw: the same when asked for probes and when choosing.
-        return rng.random() < self.epsilon
+            merits = [_promise(o, observation) for o in options]
+            scores = self._scores(options, merits, observation)
+            reason = "no probe at hand; by adverts and past gain {node} ({score})"
+        return choose_by(scores, observation, reason)
 
     def _gain(self, probe: ProbeScores, observation: Observation) -> float:
         """Return nats gained on trusted data; without such data the loss, capped at chance."""
-        if probe.gain != 0.0 or probe.alignment != 0.0:
-            return probe.gain
         is_suspect = observation.hop >= self.warm_up and probe.loss > math.log(
             num_classes(observation)
         )
-        return -probe.loss if is_suspect else probe.loss
+        if probe.gain == 0.0 and probe.alignment == 0.0:
+            return -probe.loss if is_suspect else probe.loss
+        return probe.gain / SUSPICION if is_suspect and probe.gain > 0 else probe.gain
 
-    def _score(
+    def _scores(
         self, options: list[Option], merits: list[float], observation: Observation
     ) -> dict[int, float]:
         by_merit = ranks(merits)
@@ -113,6 +116,10 @@ def _eligible(observation: Observation) -> list[Option]:
     kind = [o for o in options if not o.candidate.hurt]
     fresh = [o for o in kind if o.candidate.node not in came_from]
     return fresh or kind or options
+
+
+def _named(options: list[Option], scores: dict[int, float]) -> dict[NodeId, float]:
+    return {o.candidate.node: scores[o.index] for o in options}
 
 
 def _promise(option: Option, observation: Observation) -> float:
