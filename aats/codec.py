@@ -94,7 +94,8 @@ def _exactly(kind: type) -> Convert:
     return same
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """Return a string that is short and that UTF-8 can say."""
     if type(value) is not str or len(value) > MAX_TEXT:
         raise Fault(f"{_show(value)} is no str of at most {MAX_TEXT} characters")
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
@@ -152,10 +153,10 @@ def _enum(kind: type[Enum]) -> Codec:
 
 
 def _key(key: Any) -> str:
-    text = _text(key)
-    if _DESTINATION.fullmatch(re.sub(r"[_\-. ]", "", text).lower()):
-        raise Fault(f"key {text!r} is refused: a packet has no destination")
-    return text
+    name = text(key)
+    if _DESTINATION.fullmatch(re.sub(r"[_\-. ]", "", name).lower()):
+        raise Fault(f"key {name!r} is refused: a packet has no destination")
+    return name
 
 
 def _json(value: Any, depth: int = 0) -> Any:
@@ -165,7 +166,7 @@ def _json(value: Any, depth: int = 0) -> Any:
     if value is None or type(value) is bool:
         return value
     if type(value) is str:
-        return _text(value)
+        return text(value)
     if type(value) is int and -(1 << 63) <= value < 1 << 64:
         return value
     if type(value) is float and isfinite(value):
@@ -179,7 +180,7 @@ def _json(value: Any, depth: int = 0) -> Any:
 
 _HASH = "version (BLAKE3, 64 hex digits)"
 _LEAVES: dict[Any, Codec] = {
-    str: Codec(_text, _text),
+    str: Codec(text, text),
     bytes: Codec(_pack_bytes, _exactly(bytes)),
     bool: Codec(_exactly(bool), _exactly(bool)),
     NodeId: Codec(_node_id, _node_id),
@@ -254,6 +255,8 @@ class Rules:
     """Per field what is allowed, where it is not `COUNT` (int) or finite (float)."""
     checks: Mapping[type, Callable[[Any], None]]
     """Per dataclass a check of the whole value, both ways; raises `Fault`."""
+    own: Mapping[type, Codec] = dataclass_field(default_factory=dict)
+    """Dataclasses with a form of their own instead of a map of their fields."""
     _compiled: dict[type, Codec] = dataclass_field(default_factory=dict)
 
     def codec(self, kind: type) -> Codec:
@@ -263,7 +266,7 @@ class Rules:
             TypeError: If a field's annotation has no place on the wire.
         """
         if kind not in self._compiled:
-            self._compiled[kind] = self._compile(kind)
+            self._compiled[kind] = self.own.get(kind) or self._compile(kind)
         return self._compiled[kind]
 
     def names(self, kinds: Sequence[type]) -> str:

@@ -1,8 +1,8 @@
 """Messages <-> bytes: the only place where a stranger's bytes become typed values.
 
 An encoded value is `version (1 byte) | type code (1 byte) | MessagePack map`. Map keys are
-sorted and defaults left out (`aats.codec`), so equal values have equal bytes, and every
-signature and content id is taken over these very bytes.
+sorted and defaults left out (`aats.codec`), a manifest goes by columns, so equal values have
+equal bytes, and every signature and content id is taken over these very bytes.
 
 Decoding goes in this order, so that no claim costs memory before it is checked: version, type
 code, size limit of the kind, MessagePack with limits on each length, then types, ranges and
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import inf, isfinite
+from math import inf, isfinite, prod
+from operator import index
 from typing import Any, get_args
 
 import msgpack  # type: ignore[import-untyped]  # ships no types
@@ -21,14 +22,14 @@ from blake3 import blake3
 
 from aats import advert as ad
 from aats import messages as ms
-from aats.codec import FINITE, MAX_TEXT, Fault, Rules
+from aats.codec import COUNT, FINITE, MAX_TEXT, Codec, Fault, Rules, text
 from aats.errors import SignatureError, WireError
 from aats.identity import Identity, verify
 from aats.lineage import Record
 from aats.node import events as ev
 from aats.node import tasks as tk
 from aats.packet import Cost, Header, Mandate, SkillEstimate
-from aats.payload import Manifest
+from aats.payload import ITEM_SIZE, MAX_RANK, Manifest, TensorSpec
 
 WIRE_VERSION = 1
 
@@ -103,6 +104,59 @@ def _check_manifest(manifest: Manifest) -> None:
         raise Fault(str(error)) from error
 
 
+_COLUMNS = ("digests", "dtypes", "names", "offsets", "shapes", "total")
+
+
+def _pack_manifest(manifest: Manifest) -> dict[str, Any]:
+    """Return a manifest by columns: every hop encodes it four times, most of it is tensors."""
+    if type(manifest) is not Manifest:
+        raise Fault(f"{type(manifest).__name__} is no Manifest")
+    _check_manifest(manifest)
+    tensors = manifest.tensors
+    try:
+        return {
+            "digests": b"".join([t.digest for t in tensors]),
+            "dtypes": [t.dtype for t in tensors],
+            "names": [text(t.name) for t in tensors],
+            "offsets": [index(t.offset) for t in tensors],
+            "shapes": [[index(size) for size in t.shape] for t in tensors],
+            "total": index(manifest.total),
+        }
+    except TypeError as error:
+        raise Fault(f"manifest: {error}") from error
+
+
+def _unpack_manifest(value: Any) -> Manifest:
+    if type(value) is not dict or tuple(sorted(value)) != _COLUMNS:
+        raise Fault(f"manifest: not a map of {', '.join(_COLUMNS)}")
+    digests, dtypes, names, offsets, shapes, total = (value[name] for name in _COLUMNS)
+    columns = (dtypes, names, offsets, shapes)
+    if type(digests) is not bytes or any(type(c) is not list for c in columns):
+        raise Fault("manifest: a column of the wrong type")
+    if {len(digests), *(32 * len(c) for c in columns)} != {len(digests)}:
+        raise Fault("manifest: columns of different lengths")
+    specs = [
+        TensorSpec(name, dtype, shape, offset, size, digests[32 * i : 32 * i + 32])
+        for i, (name, dtype, (shape, size), offset) in enumerate(
+            zip(map(text, names), dtypes, map(_shape, shapes, dtypes), offsets, strict=True)
+        )
+    ]
+    if any(type(n) is not int for n in (total, *offsets)):
+        raise Fault("manifest: an offset or the total is no int")
+    manifest = Manifest(tuple(specs), total)
+    _check_manifest(manifest)
+    return manifest
+
+
+def _shape(shape: Any, dtype: Any) -> tuple[tuple[int, ...], int]:
+    """Return a received shape, and the bytes of a tensor that has it."""
+    if type(shape) is not list or len(shape) > MAX_RANK or type(dtype) is not str:
+        raise Fault(f"manifest: a shape is no list of up to {MAX_RANK} sizes, or a dtype no str")
+    if any(type(size) is not int or not 0 <= size <= COUNT[1] for size in shape):
+        raise Fault("manifest: a size that is no int, or out of range")
+    return tuple(shape), prod(shape) * ITEM_SIZE.get(dtype, 0)
+
+
 def _check_tensors(body: ms.ProbeAsk | ms.ProbeReply | ms.Samples) -> None:
     if body.manifest.total != len(body.tensors):
         raise Fault(
@@ -127,7 +181,6 @@ def _check_offer(offer: ms.Offer) -> None:
 
 
 _CHECKS: dict[type, Callable[[Any], None]] = {
-    Manifest: _check_manifest,
     ms.ProbeAsk: _check_tensors,
     ms.ProbeReply: _check_tensors,
     ms.Samples: _check_tensors,
@@ -136,7 +189,12 @@ _CHECKS: dict[type, Callable[[Any], None]] = {
     ms.Offer: _check_offer,
 }
 
-_RULES = Rules({kind: code for code, kind in TYPES.items()}, _RANGES, _CHECKS)
+_RULES = Rules(
+    {kind: code for code, kind in TYPES.items()},
+    _RANGES,
+    _CHECKS,
+    {Manifest: Codec(_pack_manifest, _unpack_manifest)},
+)
 
 
 # --- the frame --------------------------------------------------------------------------------
