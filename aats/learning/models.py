@@ -67,17 +67,19 @@ def predict(model: nn.Module, x: Tensor, skill: str) -> Tensor:
 def initialise(model: nn.Module, seed: int) -> None:
     """Set weights by He et al. (2015) and biases to zero; other vectors stay as built.
 
+    A model with one matrix is linear and starts at zero, the usual start of a convex problem.
     Drawn by NumPy, whose normal draws are the same on every machine.
     """
     rng = np.random.default_rng(seed)
+    is_linear = sum(weight.ndim >= 2 for weight in model.parameters()) == 1
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim >= 2:
-                std = math.sqrt(2.0 / math.prod(weight.shape[1:]))
-                drawn = rng.standard_normal(tuple(weight.shape), np.float32) * np.float32(std)
-                weight.copy_(torch.from_numpy(drawn))
-            elif name.rpartition(".")[2].endswith("bias"):
+            if is_linear or (weight.ndim < 2 and name.endswith("bias")):
                 weight.zero_()
+            elif weight.ndim >= 2:
+                std = np.float32(math.sqrt(2.0 / math.prod(weight.shape[1:])))
+                drawn = rng.standard_normal(tuple(weight.shape), np.float32) * std
+                weight.copy_(torch.from_numpy(drawn))
 
 
 class Config:

@@ -44,7 +44,8 @@ def test_shipped_models_are_seeded_and_predict(
     payload = initial_payload(architecture, 1)
     payload.verify()
     assert payload.manifest == initial_payload(architecture, 1).manifest
-    assert payload.manifest != initial_payload(architecture, 2).manifest
+    same = payload.manifest == initial_payload(architecture, 2).manifest
+    assert same == (name == "logistic")  # a linear model starts at zero
     backend = backend_of(architecture)
     log_p = backend.log_probabilities(backend.load(architecture, payload), x, skill)
     assert log_p.shape == (3, classes)
