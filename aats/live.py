@@ -1,6 +1,8 @@
 """A whole network of live nodes on this machine: keys, addresses, processes, packets, the end.
 
-    async with live_world(scenario, run_dir) as world:
+    async with LiveWorld(nodes, run_dir) as world:
+        header = ...                                    # signed with world.identity(owner)
+        world.submit(header, payload)
         async for event in world.events(limit_s=60):    # ends when every packet is home
             print(event)
     world.delivered
@@ -22,17 +24,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from aats.compose import NodePlan, build_packets, compose
-from aats.config import FaultConfig, FaultKind, Scenario
-from aats.errors import LocalError, ScenarioError
+from aats.advert import LinkAdvert
+from aats.errors import LocalError
 from aats.identity import Identity
 from aats.ids import NodeId, PacketId
 from aats.node import inbox
+from aats.node.desk import CoreConfig
 from aats.node.fault import FaultPoint
 from aats.node.forkserver import ForkServer
 from aats.node.shard import FILE_NAME as DATA_FILE
@@ -43,10 +44,12 @@ from aats.node.spec import (
     IDENTITY_FILE,
     PEERS_FILE,
     DaemonSpec,
+    WorkSettings,
 )
 from aats.node.supervisor import Backoff, Change, ProcessChanged, Supervisor
 from aats.packet import Header
 from aats.payload import Payload
+from aats.roles.data import NodeData
 from aats.transport.keys import CurveKeys, Directory, Endpoint
 
 POLL_S = 0.05
@@ -68,6 +71,19 @@ class Ended(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class LiveNode:
+    """One node of a live network. Its keys and addresses are made by the world."""
+
+    core: CoreConfig
+    data: NodeData = NodeData()
+    links: tuple[LinkAdvert, ...] = ()
+    """Each given at both ends."""
+    work: WorkSettings = WorkSettings()
+    deaths: tuple[FaultPoint, ...] = ()
+    """Where it is to kill itself, for tests of custody."""
+
+
+@dataclass(frozen=True, slots=True)
 class LiveOptions:
     """How a live network is run on this machine."""
 
@@ -85,15 +101,6 @@ class LiveOptions:
     start_s: float = 120.0
     """Until every node must be up."""
 
-    @classmethod
-    def of(cls, scenario: Scenario) -> LiveOptions:
-        """Return what a scenario's `[live]` says."""
-        live = scenario.live
-        return cls(
-            live.host, live.base_port, live.nodes_per_process, live.insecure, live.shaping,
-            live.custody,
-        )  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
@@ -107,79 +114,31 @@ class Delivered:
         return inbox.Parcel(self.header, self.path).payload()
 
 
-def planned_faults(scenario: Scenario) -> tuple[FaultConfig, ...]:
-    """Return a scenario's faults.
-
-    Raises:
-        ScenarioError: If a live network does not have one of them.
-    """
-    for number, fault in enumerate(scenario.faults):
-        if fault.kind not in (FaultKind.CRASH, FaultKind.RESTART):
-            raise ScenarioError(
-                f"faults[{number}].kind", fault.kind.value,
-                "live nodes 'crash' and 'restart'; the rest needs --world sim",
-            )  # fmt: skip
-    return scenario.faults
-
-
-@contextlib.asynccontextmanager
-async def live_world(
-    scenario: Scenario, run_dir: Path, options: LiveOptions | None = None
-) -> AsyncIterator[LiveWorld]:
-    """Start a scenario's nodes, hand in its packets, plan its faults.
-
-    Args:
-        scenario: What to run.
-        run_dir: Gets everything that comes of it.
-        options: Instead of the scenario's `[live]`.
-
-    Raises:
-        ScenarioError: A fault that a live network does not have.
-        LocalError: A port in use, a node that does not come up; says which.
-    """
-    faults = planned_faults(scenario)
-    server = ForkServer.spawn("daemon")
-    try:
-        plan = await asyncio.to_thread(compose, scenario)
-        chosen = options or LiveOptions.of(scenario)
-        async with LiveWorld(plan.nodes, run_dir, chosen, server=server) as world:
-            packets = await asyncio.to_thread(
-                build_packets, scenario, plan, world.identity, time.time()
-            )
-            for packet in packets:
-                world.submit(packet.header, packet.payload, packet.after_s)
-            world.plan_faults(faults)
-            yield world
-    finally:
-        await server.close()
-
-
 class LiveWorld:
     """Live nodes, from their keys to their end.
 
     Args:
-        nodes: What each is made of; a link is given at both ends.
+        nodes: What each is made of.
         run_dir: Gets `nodes/<name>/` and, at the end, `events.jsonl`.
         options: How to run them.
         server: A fork server of nodes to use and to leave running; None for one of its own.
-        deaths: Where nodes are to kill themselves, for tests of custody.
     """
 
     def __init__(
         self,
-        nodes: Mapping[NodeId, NodePlan],
+        nodes: Iterable[LiveNode],
         run_dir: Path,
         options: LiveOptions = LiveOptions(),
         *,
         server: ForkServer | None = None,
-        deaths: Mapping[NodeId, Sequence[FaultPoint]] | None = None,
     ) -> None:
-        self.nodes, self.options, self.run_dir = dict(nodes), options, run_dir
+        self.nodes = {node.core.node: node for node in nodes}
+        self.options, self.run_dir = options, run_dir
         self.delivered: dict[PacketId, Delivered] = {}
         self.waiting_for = ""
         """What is waited for now, in words."""
         self.ended: Ended | None = None
-        self._shared, self._deaths = server, deaths or {}
+        self._shared = server
         self._identities = {name: Identity.generate(name) for name in self.nodes}
         self._owners: dict[PacketId, NodeId] = {}
         self._groups = _groups(list(self.nodes), options.nodes_per_process)
@@ -190,7 +149,6 @@ class LiveWorld:
         self._given_up: set[NodeId] = set()
         self._reserved: list[socket.socket] = []
         self._planned: list[asyncio.TimerHandle] = []
-        self._triggers: list[_Trigger] = []
 
     def identity(self, node: NodeId) -> Identity:
         """Return a node's identity, with which an owner signs its mandates."""
@@ -280,7 +238,7 @@ class LiveWorld:
                 custody=self.options.custody,
                 work=node.work,
                 shaping=self.options.shaping,
-                deaths=tuple(self._deaths.get(name, ())),
+                deaths=node.deaths,
             ).save()
 
     def _ports(self) -> Iterator[int]:
@@ -349,7 +307,6 @@ class LiveWorld:
         while self.ended is None:
             news, self._news = self._news + self._read(), []
             for event in sorted(news, key=lambda e: float(e["t"])):
-                self._strike_on(event)
                 yield event
             self._look_home()
             out = [p for p in self._owners if p not in self.delivered]
@@ -376,30 +333,6 @@ class LiveWorld:
     def bring_up(self, node: NodeId) -> None:
         """Start a node again that was taken down."""
         self._supervisor.up(self._process_of[node])
-
-    # --- faults -------------------------------------------------------------------------------
-
-    def plan_faults(self, faults: Iterable[FaultConfig]) -> None:
-        """Let nodes crash and restart at times from now, and at events."""
-        self._triggers = [_Trigger(f) for f in faults if f.on]
-        for fault in faults:
-            if not fault.on:
-                self._later(fault.after_s, self._strike, fault, fault.node)
-
-    def _strike_on(self, event: TraceEvent) -> None:
-        for trigger in self._triggers:
-            if trigger.fires(event):
-                fault = trigger.fault
-                node = fault.node or NodeId(event["node"])
-                self._later(fault.after_s, self._strike, fault, node)
-
-    def _strike(self, fault: FaultConfig, node: NodeId) -> None:
-        if fault.kind is FaultKind.RESTART:
-            self.bring_up(node)
-            return
-        self.take_down(node)
-        if fault.for_s < inf:
-            self._later(fault.for_s, self.bring_up, node)
 
     def _later(self, delay_s: float, action: Callable[..., None], *arguments: object) -> None:
         loop = asyncio.get_running_loop()
@@ -438,21 +371,6 @@ class LiveWorld:
         events.sort(key=lambda e: float(e["t"]))
         with (self.run_dir / EVENTS_FILE).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(e, separators=(",", ":")) + "\n" for e in events)
-
-
-@dataclass(slots=True)
-class _Trigger:
-    """Counts the events that a fault waits for."""
-
-    fault: FaultConfig
-    _seen: int = 0
-
-    def fires(self, event: TraceEvent) -> bool:
-        fault = self.fault
-        if event["event"] != fault.on or fault.node not in ("", event["node"]):
-            return False
-        self._seen += 1
-        return self._seen == fault.count
 
 
 @dataclass(slots=True)

@@ -15,8 +15,8 @@ from aats.node.forkserver import ForkServer, ForkServerLost
 class Change(StrEnum):
     """What happened to a supervised process."""
 
-    STARTED = "node.process-started"
-    DIED = "node.process-died"
+    STARTED = "node.started"
+    DIED = "node.died"
     GIVEN_UP = "node.given-up"
     """It died too often in a row and stays down."""
 

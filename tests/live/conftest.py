@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 from aats.advert import ComputeAdvert, LinkAdvert, NodePolicy, Role
-from aats.compose import NodePlan
 from aats.ids import NodeId, new_packet_id
 from aats.learning.weights import initial_payload
-from aats.live import Delivered, LiveOptions, LiveWorld, TraceEvent
+from aats.live import Delivered, LiveNode, LiveOptions, LiveWorld, TraceEvent
 from aats.node.desk import CoreConfig
 from aats.node.fault import FaultPoint
 from aats.node.forkserver import ForkServer
@@ -47,10 +46,11 @@ def rows(seed: int, samples: int = 120) -> NodeData:
 def ring(
     size: int, *, links_bps: float = 1e9, times: Mapping[str, float] = TIMES,
     mpvu: NodeId | None = None, work: WorkSettings = WorkSettings(),
-) -> dict[NodeId, NodePlan]:  # fmt: skip
+    deaths: Sequence[FaultPoint] = (),
+) -> list[LiveNode]:  # fmt: skip
     """Return a ring of data nodes n0, n1, ...; n0 is an owner, too."""
     names = [NodeId(f"n{i}") for i in range(size)]
-    plans = {}
+    nodes = []
     for i, name in enumerate(names):
         peers = {names[i - 1], names[(i + 1) % size]} - {name}
         data = rows(i)
@@ -60,8 +60,8 @@ def ring(
             ComputeAdvert(1000.0), NodePolicy(contributes_to=(mpvu,) if mpvu else ()), **times,
         )  # fmt: skip
         links = tuple(LinkAdvert(p, links_bps, 0.0005) for p in sorted(peers))
-        plans[name] = NodePlan(core, data, links, work)
-    return plans
+        nodes.append(LiveNode(core, data, links, work, tuple(deaths)))
+    return nodes
 
 
 def packet(
@@ -114,14 +114,13 @@ class Network:
     directory: Path
 
     def run(
-        self, plans: Mapping[NodeId, NodePlan], *, options: LiveOptions = OPTIONS,
-        deaths: Mapping[NodeId, Sequence[FaultPoint]] | None = None,
+        self, nodes: Sequence[LiveNode], *, options: LiveOptions = OPTIONS,
         watch: Watch = lambda world, event: None, limit_s: float = 40.0, **about: object,
     ) -> Run:  # fmt: skip
         """Run one packet (`about`: see `packet`) and return what came of it."""
 
         async def go() -> Run:
-            world = LiveWorld(plans, self.directory, options, server=self.server, deaths=deaths)
+            world = LiveWorld(nodes, self.directory, options, server=self.server)
             events = []
             async with world:
                 world.submit(*packet(world, **about))  # type: ignore[arg-type]
@@ -153,5 +152,5 @@ def network(server: ForkServer, tmp_path: Path) -> Network:
 
 
 @pytest.fixture(scope="session")
-def make_ring() -> Callable[..., dict[NodeId, NodePlan]]:
+def make_ring() -> Callable[..., list[LiveNode]]:
     return ring

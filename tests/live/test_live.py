@@ -9,7 +9,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import zmq
@@ -19,7 +19,7 @@ from aats.errors import LocalError
 from aats.ids import NodeId
 from aats.ledger.record import check_chain
 from aats.lineage import RecordKind
-from aats.live import LiveOptions, LiveWorld, TraceEvent
+from aats.live import LiveNode, LiveOptions, LiveWorld, TraceEvent
 from aats.node.fault import FaultPoint, Moment
 from aats.node.spec import PEERS_FILE, DaemonSpec, WorkSettings
 from aats.node.supervisor import Backoff
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 OPTIONS = LiveOptions(backoff=Backoff(first_s=0.05, tries=20))
 TIMES = {"settle_s": 0.2, "offer_timeout_s": 0.4, "avoid_s": 2.0, "retry_s": 0.1}
 
-Ring = Callable[..., dict[NodeId, Any]]
+Ring = Callable[..., list[LiveNode]]
 
 
 def check(run: Run) -> None:
@@ -68,10 +68,9 @@ def test_a_packet_survives_a_kill_9_at_every_moment_of_a_hop(
         FaultPoint(Moment.WORKED, 2), FaultPoint(Moment.SENDING, 3),
         FaultPoint(Moment.RELEASED, 3),
     ]  # fmt: skip
-    plans = make_ring(4)
-    run = network.run(plans, deaths=dict.fromkeys(plans, points), hops=40, target=0.97)
+    run = network.run(make_ring(4, deaths=points), hops=40, target=0.97)
     check(run)
-    died = run.of("node.process-died")
+    died = run.of("node.died")
     assert len(died) >= len(points) - 1
     assert {e["code"] for e in died} == {-signal.SIGKILL}
 
@@ -82,23 +81,22 @@ def test_a_packet_survives_a_kill_9_at_every_moment_of_a_hop(
 def test_a_packet_survives_a_kill_9_at_one_moment(
     network: Network, make_ring: Ring, moment: Moment, hop: int
 ) -> None:
-    plans = make_ring(4)
-    points = [FaultPoint(moment, hop)]
-    run = network.run(plans, deaths=dict.fromkeys(plans, points), hops=40)
+    run = network.run(make_ring(4, deaths=[FaultPoint(moment, hop)]), hops=40)
     check(run)
     arrives_at_hop_0 = moment in (Moment.RECEIVING, Moment.STORED)
-    assert bool(run.of("node.process-died")) != (hop == 0 and arrives_at_hop_0)
+    assert bool(run.of("node.died")) != (hop == 0 and arrives_at_hop_0)
 
 
 def test_a_receiver_killed_amid_a_transfer_resumes_it(network: Network, make_ring: Ring) -> None:
     ballast_bytes = 24 << 20
-    plans = make_ring(3, links_bps=2e8)
+    death = FaultPoint(Moment.RECEIVING, 1, after_s=0.5)
     run = network.run(
-        plans, ballast_bytes=ballast_bytes, options=replace(OPTIONS, shaping=True),
-        deaths=dict.fromkeys(plans, [FaultPoint(Moment.RECEIVING, 1, after_s=0.5)]),
-    )  # fmt: skip
+        make_ring(3, links_bps=2e8, deaths=[death]),
+        ballast_bytes=ballast_bytes,
+        options=replace(OPTIONS, shaping=True),
+    )
     check(run)
-    assert len(run.of("node.process-died")) == 1
+    assert len(run.of("node.died")) == 1
     first = next(e for e in run.of("packet.received") if e["hop"] == 1)
     assert first["wire_bytes"] < ballast_bytes
 
@@ -144,7 +142,7 @@ def test_a_method_that_harms_its_process_is_a_refused_visit(
     (delivered,) = run.delivered
     check_chain(delivered.header.chain)
     assert {e["node"] for e in run.of("visit.failed")} == {"n1"}
-    assert not run.of("node.process-died")
+    assert not run.of("node.died")
 
 
 def test_an_mpvu_verifies_with_samples_that_its_neighbours_gave(
