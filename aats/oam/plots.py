@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from aats.advert import Role
 from aats.config import Scenario
 from aats.oam.view import PacketView, Point
@@ -41,96 +43,109 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def network_map(scenario: Scenario, packets: Sequence[PacketView]) -> Figure:
+    """Draw the network once per packet, with the packet's route on it, numbered by hop."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height))
-    return figure, figure.add_subplot()
-
-
-def network_map(scenario: Scenario, packets: Sequence[PacketView]) -> Figure:
-    """Draw the network; each packet's route as arrows numbered by hop."""
-    figure, axes = _figure(9.5, 6.6)
-    at = {str(s.name): _place(s.position, s.lat_lon) for s in scenario.network.sites}
-    for link in scenario.network.links:
-        (x0, y0), (x1, y1) = at[link.a], at[link.b]
-        width = 0.6 + min(2.4, link.bandwidth_bps / 100e6)
-        axes.plot([x0, x1], [y0, y1], color="#c9ced6", linewidth=width, zorder=1)
-    _draw_nodes(axes, scenario, at)
-    for number, packet in enumerate(packets):
-        _draw_route(axes, packet, at, number)
-    axes.set_axis_off()
-    axes.margins(0.09)
-    _legend(axes, packets)
+    rows = max(1, len(packets))
+    figure = Figure(figsize=(9.8, 5.4 * rows))
+    at = layout(scenario)
+    for number in range(rows):
+        axes = figure.add_subplot(rows, 1, number + 1)
+        for link in scenario.network.links:
+            (x0, y0), (x1, y1) = at[link.a], at[link.b]
+            width = 0.5 + min(2.2, link.bandwidth_bps / 400e6)
+            axes.plot([x0, x1], [y0, y1], color="#ced4da", linewidth=width, zorder=1)
+        _draw_nodes(axes, scenario, at)
+        for packet in packets[number : number + 1]:
+            _draw_route(axes, packet, at, number)
+            axes.set_title(packet.name, loc="left", fontsize=10,
+                           color=PACKET_COLOURS[number % len(PACKET_COLOURS)])  # fmt: skip
+        axes.set_axis_off()
+        axes.margins(0.07)
+    _legend(figure.axes[-1])
+    figure.tight_layout()
     return figure
 
 
-def _place(
-    position: tuple[float, float], lat_lon: tuple[float, float] | None
-) -> tuple[float, float]:
-    return (lat_lon[1] * 0.65, lat_lon[0]) if lat_lon else position
+def layout(scenario: Scenario) -> dict[str, tuple[float, float]]:
+    """Return where to draw each node: where it is, moved as little as keeps all apart."""
+    sites = scenario.network.sites
+    names = [str(site.name) for site in sites]
+    at = np.array([s.position for s in sites], np.float64).reshape(-1, 2)
+    at = (at - at.min(axis=0)) / np.maximum(np.ptp(at, axis=0), 1e-9)
+    apart = min(0.16, 0.7 / max(1.0, np.sqrt(len(sites))))
+    for _ in range(300):
+        gap = at[:, None] - at[None, :]
+        # Flat ellipses: a label is wider than it is high.
+        length = np.hypot(gap[..., 0] * 0.8, gap[..., 1] * 1.15)
+        np.fill_diagonal(length, np.inf)
+        push = np.maximum(0.0, apart - length)
+        if not push.any():
+            break
+        tie = np.where(length[..., None] < 1e-6, [[[1e-3, 2e-3]]], gap)
+        at += 0.25 * (push[..., None] * tie / np.maximum(length, 1e-3)[..., None]).sum(axis=1)
+    return {name: (float(x), float(y)) for name, (x, y) in zip(names, at, strict=True)}
 
 
 def _draw_nodes(axes: Axes, scenario: Scenario, at: Mapping[str, tuple[float, float]]) -> None:
     bad = bad_nodes(scenario)
-    labels = {str(s.name): s.label for s in scenario.network.sites}
     for name, node in scenario.nodes.items():
         kind = next(
             (r.value for r in (Role.MPVU, Role.OWNER, Role.DATA) if r in node.roles), "none"
         )
         x, y = at[name]
         axes.scatter(
-            [x], [y], s=230, marker="s" if kind == "mpvu" else "o", color=ROLE_COLOURS[kind],
+            [x], [y], s=170, marker="s" if kind == "mpvu" else "o", color=ROLE_COLOURS[kind],
             edgecolors="#c1121f" if name in bad else "#495057",
             linewidths=2.4 if name in bad else 0.9, zorder=3,
         )  # fmt: skip
-        text = name if not labels[name] or labels[name] == name else f"{name}\n{labels[name]}"
-        axes.annotate(text, (x, y), xytext=(0, 11), textcoords="offset points", ha="center",
-                      va="bottom", fontsize=7.5, zorder=5)  # fmt: skip
+        axes.annotate(name, (x, y), xytext=(0, 9), textcoords="offset points", ha="center",
+                      va="bottom", fontsize=8, zorder=7,
+                      bbox={"fc": "white", "ec": "none", "alpha": 0.7, "pad": 0.4})  # fmt: skip
 
 
 def _draw_route(
     axes: Axes, packet: PacketView, at: Mapping[str, tuple[float, float]], number: int
 ) -> None:
+    """Draw one arrow per link and direction, with the hops at which it was travelled."""
     colour = PACKET_COLOURS[number % len(PACKET_COLOURS)]
-    used: dict[tuple[str, str], int] = {}
+    moves: dict[tuple[str, str], list[int]] = {}
     for hop, (a, b) in enumerate(pairwise(packet.route), start=1):
-        if a == b:
-            continue
-        times = used[a, b] = used.get((a, b), 0) + 1
-        bend = 0.10 + 0.07 * number + 0.05 * times
+        if a != b:
+            moves.setdefault((a, b), []).append(hop)
+    for (a, b), hops in moves.items():
+        bend = 0.16
         axes.annotate(
             "", at[b], at[a], zorder=4,
             arrowprops={
-                "arrowstyle": "-|>", "color": colour, "linewidth": 1.3, "alpha": 0.75,
-                "shrinkA": 9, "shrinkB": 9, "connectionstyle": f"arc3,rad={bend}",
+                "arrowstyle": "-|>", "color": colour, "linewidth": 1.1 + 0.4 * len(hops),
+                "alpha": 0.8, "shrinkA": 8, "shrinkB": 8,
+                "connectionstyle": f"arc3,rad={bend}",
             },
         )  # fmt: skip
         (x0, y0), (x1, y1) = at[a], at[b]
         mx, my = (x0 + x1) / 2 + bend * (y1 - y0) / 2, (y0 + y1) / 2 - bend * (x1 - x0) / 2
-        axes.annotate(str(hop), (mx, my), fontsize=6.5, color=colour, ha="center", va="center",
-                      zorder=6, bbox={"boxstyle": "circle,pad=0.12", "fc": "white",
+        text = " ".join(map(str, hops[:4])) + (" .." if len(hops) > 4 else "")
+        axes.annotate(text, (mx, my), fontsize=7, color=colour, ha="center", va="center",
+                      zorder=6, bbox={"boxstyle": "round,pad=0.15", "fc": "white",
                                       "ec": colour, "lw": 0.5})  # fmt: skip
 
 
-def _legend(axes: Axes, packets: Sequence[PacketView]) -> None:
+def _legend(axes: Axes) -> None:
     from matplotlib.lines import Line2D
 
-    lines = [
-        Line2D([], [], color=PACKET_COLOURS[i % len(PACKET_COLOURS)], label=p.name)
-        for i, p in enumerate(packets)
-    ]
-    dots = [
-        Line2D([], [], marker="s" if kind == "mpvu" else "o", linestyle="", markersize=9,
-               markerfacecolor=ROLE_COLOURS[kind], markeredgecolor="#495057", label=label)
-        for kind, label in (("data", "data node"), ("mpvu", "MPVU"), ("owner", "owner"))
-    ]  # fmt: skip
-    dots.append(
-        Line2D([], [], marker="o", linestyle="", markersize=9, markerfacecolor="white",
-               markeredgecolor="#c1121f", markeredgewidth=2, label="wrong labels")
-    )  # fmt: skip
-    axes.legend(handles=lines + dots, fontsize=8, frameon=False, ncols=len(lines) + len(dots),
-                loc="upper center", bbox_to_anchor=(0.5, -0.01))  # fmt: skip
+    def dot(kind: str, label: str) -> Line2D:
+        return Line2D([], [], marker="s" if kind == "mpvu" else "o", linestyle="", markersize=9,
+                      markerfacecolor=ROLE_COLOURS[kind], markeredgecolor="#495057",
+                      label=label)  # fmt: skip
+
+    wrong = Line2D([], [], marker="o", linestyle="", markersize=9, markerfacecolor="white",
+                   markeredgecolor="#c1121f", markeredgewidth=2, label="wrong labels")  # fmt: skip
+    dots = [dot("data", "data node"), dot("mpvu", "MPVU"), dot("owner", "owner"),
+            dot("none", "transit"), wrong]  # fmt: skip
+    axes.legend(handles=dots, fontsize=8, frameon=False, ncols=len(dots), loc="upper center",
+                bbox_to_anchor=(0.5, 0.0))  # fmt: skip
 
 
 def skill_curves(packet: PacketView) -> Figure:

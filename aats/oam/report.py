@@ -48,8 +48,9 @@ def report(scenario: Scenario, view: RunView, facts: Mapping[str, Any]) -> str:
         _outcomes(packets),
         "<h2>Network and routes</h2>",
         svg(network_map(scenario, packets)),
-        "<p class=quiet>Arrows are links travelled, numbered by hop; thicker lines are faster "
-        "links; a red ring marks a node that was given wrong labels.</p>",
+        "<p class=quiet>Arrows are links travelled, with the hops at which they were; thicker grey "
+        "lines are faster links; a red ring marks a node that was given wrong labels. Nodes that "
+        "lie close together are drawn apart.</p>",
         *(_packet(p) for p in packets),
     ]
     title = _t(f"{scenario.name} {facts.get('run', '')}")
