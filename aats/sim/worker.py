@@ -29,8 +29,9 @@ class TaskWorker:
             arenas.append(memoryview(bytearray(total)))
             return arenas[-1]
 
-        context = self._context
-        result = run_task(task, replace(context, payload=payload, allocate=allocate))
+        # A writable payload would be trained in place, and this one is the store's.
+        kept = Payload(payload.manifest, payload.arena.toreadonly())
+        result = run_task(task, replace(self._context, payload=kept, allocate=allocate))
         if isinstance(result, VisitResult) and arenas:
             return Work(result, Payload(result.manifest, arenas[-1]))
         return Work(result)
