@@ -26,6 +26,7 @@ from aats.node.spec import WorkSettings
 from aats.packet import Header, Mandate, Owner
 from aats.payload import MODEL, Payload
 from aats.roles.data import Batch, NodeData
+from aats.roles.mpvu import TestSet
 from aats.roles.runner import TaskContext
 from aats.sim.link import LinkSpec
 from aats.sim.network import SimulatedWorld, Sink
@@ -85,7 +86,6 @@ def _spread(scenario: Scenario, skill: str, config: SkillConfig) -> Spread:
             quality=held.quality,
         )  # fmt: skip
 
-    root = scenario.data.root
     return spread(
         skill,
         config.source,
@@ -94,7 +94,7 @@ def _spread(scenario: Scenario, skill: str, config: SkillConfig) -> Spread:
         held_out=config.held_out,
         reference=config.reference,
         test=config.test,
-        root=str(scenario.folder / root) if root else "",
+        root=scenario.data.root,
         seed=scenario.seed,
     )
 
@@ -112,7 +112,9 @@ def _node(scenario: Scenario, name: NodeId, dealt: Mapping[str, Spread]) -> Node
             int(config.memory_mb * 1e6),
             joules_per_sample=config.joules_per_sample,
         ),
-        policy=NodePolicy(config.probe, contributes_to=config.contributes_to),
+        policy=NodePolicy(
+            config.probe, int(config.max_packet_mb * 1e6), contributes_to=config.contributes_to
+        ),
         labels={"label": config.label} if config.label else {},
         query_budget=scenario.mpvu.query_budget,
         task_timeout_s=scenario.training.timeout_s,
@@ -120,6 +122,7 @@ def _node(scenario: Scenario, name: NodeId, dealt: Mapping[str, Spread]) -> Node
     work = WorkSettings(
         secret=seed_of("node", f"{scenario.seed}/{name}"),
         contribution=scenario.mpvu.contribution,
+        min_contributors=scenario.mpvu.min_contributors,
         memory_bytes=int(scenario.training.memory_mb * 1e6),
     )
     links = tuple(
@@ -212,6 +215,7 @@ def build_world(
             name, node.data, probe_samples=node.work.probe_samples,
             probe_noise=node.work.probe_noise, secret=node.work.secret,
             contribution=node.work.contribution,
+            test_set=TestSet(min_contributors=node.work.min_contributors),
         )  # fmt: skip
         compute = core.compute
         return NodeParts(

@@ -353,9 +353,10 @@ def _count(done: int, total: int, last: Outcome) -> None:
 def outcome(policy: str, seed: int, scenario: Scenario, view: RunView) -> Outcome:
     """Return a run in figures; a packet that never came home has spent the run's whole time."""
     packets = list(view.packets.values())
-    out = [p for p in packets if p.status != "home"]
-    for p in out:
-        p.seconds, p.hops = min(view.last_t, scenario.scenario.limit_s), p.hop
+    spent_s = min(view.last_t - (view.first_t or 0.0), scenario.scenario.limit_s)
+    for p in packets:
+        if p.status != "home":
+            p.seconds, p.hops = spent_s, p.hop
     bad = bad_nodes(scenario)
     visits = [n for p in packets for _, n, what in p.stops if what in ("train", "rolled-back")]
 

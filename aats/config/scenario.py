@@ -207,8 +207,6 @@ class TrainingConfig:
     """A task that takes longer is stopped and counts as failed."""
     memory_mb: NotNegative = 0.0
     """Address space of the worker, megabytes; 0: no limit."""
-    threads: AtLeastOne = 1
-    """Torch threads per worker. One, because results then do not depend on the machine's cores."""
 
 
 @dataclass(frozen=True, slots=True)

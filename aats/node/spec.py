@@ -39,6 +39,8 @@ class WorkSettings:
     """The node's own seed: of its minibatches, its noise, and what it gives away."""
     contribution: int = 32
     """Rows of each skill given to a test set, at most."""
+    min_contributors: int = 1
+    """Nodes that must have given rows of a skill before an MPVU measures on them."""
     memory_bytes: int = 0
     """What one task may map beyond the process it starts as and its packet; 0 for no limit."""
 

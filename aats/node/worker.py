@@ -29,6 +29,7 @@ from aats.node.tasks import AdoptResult, AdoptTask, Result, Spending
 from aats.packet import Header
 from aats.payload import Payload
 from aats.roles.data import NodeData
+from aats.roles.mpvu import TestSet
 from aats.roles.runner import TaskContext, run_task
 from aats.spool import map_private
 from aats.wire import decode_task, encode_event
@@ -150,6 +151,7 @@ def _run(job: Job) -> Result:
         probe_noise=job.settings.probe_noise,
         secret=job.settings.secret,
         contribution=job.settings.contribution,
+        test_set=TestSet(min_contributors=job.settings.min_contributors),
     )
     if header is not None:
         arena = map_private(Path(job.payload), header.manifest.total)

@@ -128,8 +128,9 @@ class PlainLines:
         if packet is None:
             self.say(f"{event['event']} {event['node']}")
             return
+        at = event["t"] - (self._view.first_t or 0.0)
         self.say(
-            f"{event['t']:8.2f} s  {packet.name:<16} hop {packet.hop:>3}  {event['node']:<16} "
+            f"{at:8.2f} s  {packet.name:<16} hop {packet.hop:>3}  {event['node']:<16} "
             f"{event['event']:<18} {skills_line(packet)}  {human_bytes(packet.bytes)}"
             f"  {packet.doing}"
         )

@@ -87,10 +87,14 @@ class RunView:
         self.packets: dict[str, PacketView] = {}
         self.nodes_up: set[str] = set()
         self.restarts: dict[str, int] = {}
+        self.first_t: float | None = None
+        """Time of the first event; a live run's clock is Unix time."""
         self.last_t = 0.0
 
     def apply(self, event: Event) -> None:
         """Take in one event; those it does not know are no news."""
+        if self.first_t is None:
+            self.first_t = float(event["t"])
         self.last_t = max(self.last_t, float(event["t"]))
         name = event["event"]
         if name == "node.up":

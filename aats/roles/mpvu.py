@@ -50,6 +50,8 @@ class TestSet:
     """For pytest: a set of test samples, not a test."""
 
     contributions: dict[NodeId, NodeData] = field(default_factory=dict)
+    min_contributors: int = 1
+    """Givers whose rows must be among a skill's before it is measured on."""
     _sets: dict[str, Batch] | None = None
     _excluded: dict[NodeId, str] = field(default_factory=dict)
 
@@ -100,7 +102,7 @@ class TestSet:
         out = [i for i, g in enumerate(givers) if g in self._excluded]
         for skill, found in rows.items():
             keep = ~np.isin(found.giver, out)
-            if keep.any():
+            if keep.any() and len(set(found.giver[keep].tolist())) >= self.min_contributors:
                 self._sets[skill] = found.x[keep], found.y[keep]
 
     def _distinct(self, skill: str, givers: list[NodeId]) -> _Rows:

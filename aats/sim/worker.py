@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from aats.node.tasks import Task, VisitResult
 from aats.payload import Payload
+from aats.roles.mpvu import TestSet
 from aats.roles.runner import TaskContext, run_task
 from aats.sim.node import Work
 
@@ -41,7 +42,7 @@ def worker_factory(context: TaskContext) -> Callable[[], TaskWorker]:
     """Return a maker of workers that start with what `context` has and nothing given by others."""
 
     def make() -> TaskWorker:
-        fresh = replace(context, entrusted={}, test_set=type(context.test_set)())
-        return TaskWorker(fresh)
+        empty = TestSet(min_contributors=context.test_set.min_contributors)
+        return TaskWorker(replace(context, entrusted={}, test_set=empty))
 
     return make
