@@ -27,6 +27,8 @@ RETRY_MAX_S = 8.0
 """Cap of the doubling wait of a packet that finds no way."""
 PATIENCE = 3
 """Waits for another stop before the packet visits the same data once more."""
+HOME_PATIENCE = 10
+"""Waits at home for any stop to come into reach (about a minute) before the journey ends."""
 VISITS = RecordKind.TRAIN, RecordKind.ROLLED_BACK
 """Records of a visit to data."""
 
@@ -176,7 +178,9 @@ class Decision:
         header = copy.header
         if stop.transfer_s == inf:
             self.wait(copy, f"a way to {stop.node}")
-        elif stop.kind is StopKind.HOME:
+        elif stop.kind is StopKind.HOME and (
+            seen.phase is Phase.RETURN or copy.failures >= HOME_PATIENCE
+        ):
             self._steps.finish(copy)
         elif stop.kind is StopKind.MPVU and not _done_here(header, RecordKind.VERIFY):
             self._steps.verify(copy)

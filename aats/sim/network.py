@@ -98,8 +98,6 @@ class SimulatedWorld:
         self.lines: list[str] = []
         self.deliveries: list[Delivery] = []
         self.hooks: list[Hook] = []
-        self.listeners: list[Callable[[NodeId, str], None]] = []
-        """Told of every trace event: where, and its name."""
         self.logs: dict[NodeId, EventLog] = {}
         """Event logs of the nodes that are to be replayed; put an empty one in before `start`."""
         self.counts: Counter[str] = Counter()
@@ -394,8 +392,6 @@ class SimulatedWorld:
     def trace(self, node: NodeId, event: str, fields: dict[str, object]) -> None:
         """Write one line of the trace."""
         self._sink(trace_line(self.now, node, event, fields))
-        for listener in self.listeners:
-            listener(node, event)
 
     def before(self, node: SimulatedNode, event: Event | None) -> Event | None:
         """Count an event, tell the hooks of it, log it if the node is to be replayed."""

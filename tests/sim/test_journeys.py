@@ -3,7 +3,6 @@
 import random
 from collections import Counter
 from collections.abc import Collection
-from math import inf
 
 import networkx as nx
 import pytest
@@ -15,7 +14,7 @@ from aats.lineage import Record, RecordKind
 from aats.messages import Custody, Offer
 from aats.node.commands import Command, RunTask, SaveCustody, SendMessage, SendPacket
 from aats.node.events import Event
-from aats.packet import Header, Plugin
+from aats.packet import Header
 from aats.replay import Divergence, EventLog, replay
 from aats.routing.agent import Action
 from aats.routing.policy import Choice, Observation
