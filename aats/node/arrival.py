@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aats.errors import LedgerError, SignatureError, WireError
+from aats.errors import LedgerError, LocalError, SignatureError, WireError
 from aats.ids import NodeId
 from aats.ledger.record import check_chain, check_verdict
 from aats.messages import Accept, Custody, Offer, RefusalReason, Refuse
@@ -75,6 +75,11 @@ class Arrival:
             header.manifest.check(limit_bytes=desk.config.policy.max_packet_bytes)
         except WireError as error:
             return RefusalReason.TOO_LARGE, str(error)
+        try:
+            desk.policies(header.mandate.policy)
+            desk.agents(header.mandate.kind.value)
+        except LocalError as error:
+            return RefusalReason.FAILED, str(error)
         held = [c for c in self._held.copies.values() if c.status in (Status.HELD, Status.WORKED)]
         if len(held) + len(self._held.incoming) >= desk.config.max_packets:
             return RefusalReason.FULL, f"{len(held)} packets here"

@@ -82,7 +82,7 @@ class Decision:
         tensors = [t for t in header.manifest.tensors if t.name.startswith((MODEL, REFERENCE))]
         size = sum(t.size for t in tensors)
         advert = desk.map.advert(candidate.node)
-        if not candidate.probe_allowed or advert is None:
+        if not candidate.probe_allowed or candidate.transfer_s == inf or advert is None:
             return
         ask = _ask(header, candidate.node)
         if not candidate.path:

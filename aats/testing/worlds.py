@@ -147,9 +147,7 @@ class TallyWorker:
     def _estimate(self, header: Header, value: float, source: EstimateSource) -> SkillEstimate:
         low, high = max(0.0, value - 0.01), min(1.0, value + 0.01)
         version = header.version
-        return SkillEstimate(
-            SKILL, "accuracy", value, low, high, 100, self._node, source, version
-        )
+        return SkillEstimate(SKILL, "accuracy", value, low, high, 100, self._node, source, version)
 
 
 def _tally(payload: Payload) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
