@@ -84,22 +84,13 @@ class Manifest:
             raise WireError(f"manifest: {len(self.tensors)} tensors, allowed are {MAX_TENSORS}")
         end, names = 0, set()
         for t in self.tensors:
-            place = f"manifest: tensor {t.name[:MAX_NAME]!r}"
-            if t.dtype not in ITEM_SIZE:
-                raise WireError(f"{place}: dtype {t.dtype!r}, allowed are {', '.join(ITEM_SIZE)}")
-            # A name with a NUL could give two sets of tensors one version.
-            if len(t.name) > MAX_NAME or t.name in names or not t.name.isprintable():
-                raise WireError(f"{place}: name too long, repeated or not printable")
-            if len(t.shape) > MAX_RANK or any(d < 0 for d in t.shape):
-                raise WireError(
-                    f"{place}: shape {t.shape}, allowed are up to {MAX_RANK} sizes >= 0"
-                )
-            if prod(t.shape) * ITEM_SIZE[t.dtype] != t.size:
-                raise WireError(f"{place}: {t.size} bytes do not fit {t.dtype}{list(t.shape)}")
-            if t.offset < end or t.offset % ALIGNMENT or t.offset + t.size > self.total:
-                raise WireError(f"{place}: offset {t.offset} overlaps, is unaligned or outside")
-            if len(t.digest) != 32:
-                raise WireError(f"{place}: digest of {len(t.digest)} bytes, must be 32")
+            fault = _fault_of(t)
+            if not fault and t.name in names:
+                fault = _BAD_NAME
+            if not fault and (t.offset < end or t.offset + t.size > self.total):
+                fault = f"offset {t.offset} {_BAD_PLACE}"
+            if fault:
+                raise WireError(f"manifest: tensor {t.name[:MAX_NAME]!r}: {fault}")
             end = t.offset + t.size
             names.add(t.name)
 
@@ -116,6 +107,29 @@ class Manifest:
         """Return the tensors whose digest is not among `known`."""
         have = set(known)
         return tuple(t for t in self.tensors if t.digest not in have)
+
+
+_BAD_NAME = "name too long, repeated or not printable"
+_BAD_PLACE = "overlaps, is unaligned or outside"
+
+
+def _fault_of(t: TensorSpec) -> str:
+    """Return what is wrong with one tensor by itself, "" if nothing is."""
+    item = ITEM_SIZE.get(t.dtype)
+    if item is None:
+        return f"dtype {t.dtype!r}, allowed are {', '.join(ITEM_SIZE)}"
+    # A name with a NUL could give two sets of tensors one version.
+    if len(t.name) > MAX_NAME or not t.name.isprintable():
+        return _BAD_NAME
+    if len(t.shape) > MAX_RANK or (t.shape and min(t.shape) < 0):
+        return f"shape {t.shape}, allowed are up to {MAX_RANK} sizes >= 0"
+    if prod(t.shape) * item != t.size:
+        return f"{t.size} bytes do not fit {t.dtype}{list(t.shape)}"
+    if t.offset % ALIGNMENT:
+        return f"offset {t.offset} {_BAD_PLACE}"
+    if len(t.digest) != 32:
+        return f"digest of {len(t.digest)} bytes, must be 32"
+    return ""
 
 
 def layout(arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> Manifest:

@@ -11,6 +11,7 @@ unknown fields. Nothing received is ever looked up by name, imported or run.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf, isfinite, prod
@@ -104,17 +105,23 @@ def _check_manifest(manifest: Manifest) -> None:
         raise Fault(str(error)) from error
 
 
+_packed: deque[tuple[Manifest, dict[str, Any]]] = deque(maxlen=8)
+"""The last manifests packed or unpacked, by identity: a hop signs, offers, checks and stores
+the same header, and most of it is tensors."""
 _COLUMNS = ("digests", "dtypes", "names", "offsets", "shapes", "total")
 
 
 def _pack_manifest(manifest: Manifest) -> dict[str, Any]:
-    """Return a manifest by columns: every hop encodes it four times, most of it is tensors."""
+    """Return a manifest by columns."""
     if type(manifest) is not Manifest:
         raise Fault(f"{type(manifest).__name__} is no Manifest")
+    for known, columns in tuple(_packed):
+        if known is manifest:
+            return columns
     _check_manifest(manifest)
     tensors = manifest.tensors
     try:
-        return {
+        columns = {
             "digests": b"".join([t.digest for t in tensors]),
             "dtypes": [t.dtype for t in tensors],
             "names": [text(t.name) for t in tensors],
@@ -124,6 +131,8 @@ def _pack_manifest(manifest: Manifest) -> dict[str, Any]:
         }
     except TypeError as error:
         raise Fault(f"manifest: {error}") from error
+    _packed.append((manifest, columns))
+    return columns
 
 
 def _unpack_manifest(value: Any) -> Manifest:
@@ -145,6 +154,7 @@ def _unpack_manifest(value: Any) -> Manifest:
         raise Fault("manifest: an offset or the total is no int")
     manifest = Manifest(tuple(specs), total)
     _check_manifest(manifest)
+    _packed.append((manifest, {name: value[name] for name in _COLUMNS}))
     return manifest
 
 
