@@ -1,14 +1,15 @@
 """What a task's process does: read one job, set its limits, run the task, answer, end.
 
 The process is forked from a worker zygote for this one task, so a crash, a leak or a hang in a
-method touches nothing else. The packet's payload is mapped privately (the custody file stays
-as it arrived), the new payload is written straight into the file that will be handed on.
+method touches nothing else. The packet's payload is copied (the custody file stays as it
+arrived), the new payload is written straight into the file that will be handed on.
 Samples that other nodes gave lie as files in the node's directory and are read by each task
 that needs them; they belong to one incarnation of the node.
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import resource
@@ -31,7 +32,6 @@ from aats.payload import Payload
 from aats.roles.data import NodeData
 from aats.roles.mpvu import TestSet
 from aats.roles.runner import TaskContext, run_task
-from aats.spool import map_private
 from aats.wire import decode_task, encode_event
 
 MAX_JOB_BYTES = 1 << 30
@@ -154,7 +154,7 @@ def _run(job: Job) -> Result:
         test_set=TestSet(min_contributors=job.settings.min_contributors),
     )
     if header is not None:
-        arena = map_private(Path(job.payload), header.manifest.total)
+        arena = _load(Path(job.payload), header.manifest.total)
         context.payload = Payload(header.manifest, arena)
     limit_memory(job.settings.memory_bytes)
     given = given_directory(Path(job.directory)) / str(job.incarnation)
@@ -176,6 +176,27 @@ def _keep(path: Path, data: bytes) -> None:
     temporary = path.with_suffix(".part")
     temporary.write_bytes(data)
     temporary.replace(path)
+
+
+def _load(path: Path, size: int) -> memoryview:
+    """Return a copy of a payload's file in huge pages.
+
+    Reading all of it so costs a quarter of what touching a private mapping page by page does.
+    """
+    if size == 0:
+        return memoryview(bytearray())
+    copy = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if sys.platform == "linux":
+        copy.madvise(mmap.MADV_HUGEPAGE)
+    view = memoryview(copy)
+    with path.open("rb", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # the store does not recycle a file that is being read
+        while view:
+            got = file.readinto(view)
+            if not got:
+                raise EOFError(f"{path}: {len(view)} of {size} bytes missing")
+            view = view[got:]
+    return memoryview(copy)
 
 
 def _create(path: Path, size: int) -> memoryview:
