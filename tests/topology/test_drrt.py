@@ -74,7 +74,7 @@ ONCO = DataAdvert("oncology", "onco-1", 100, quality=0.9, freshness_s=60.0, seq=
 
 def test_a_data_node_is_described() -> None:
     known = view("home", node("home", "d"), data_node("d", "home", CARDIO, ONCO))
-    entry = VisitEntry(NodeId("d"), 5, "train", -0.2, 300, advert_data_seq=7)
+    entry = VisitEntry(NodeId("d"), 5, "train", -0.3, 300, advert_data_seq=7)
     header = packet(hop=9, journal=(entry,))
     found = cut(known, header, NodeId("home"), 10.0).candidates[0]
     size_bits = (header.manifest.total + HEADER_BYTES) * 8
@@ -85,7 +85,7 @@ def test_a_data_node_is_described() -> None:
     assert found.samples == {"cardiology": 300, "oncology": 100}
     assert found.labels == {"cardiology": (200, 100)}
     assert found.quality == pytest.approx(0.6)
-    assert (found.visits, found.hops_since, found.last_gain, found.data_seq) == (1, 4, -0.2, 7)
+    assert (found.visits, found.hops_since, found.last_gain, found.data_seq) == (1, 4, -0.3, 7)
     assert found.age_s == 10.0
     assert found.hurt
 
