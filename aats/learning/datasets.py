@@ -284,14 +284,15 @@ def synthetic(
     )  # fmt: skip
 
 
-def heart(root: str = "") -> Dataset:
+def heart(root: str = "", split: int = 43) -> Dataset:
     """Return the four hospitals of UCI Heart Disease as FLamby prepares them.
 
-    See `aats.learning.heart`; `groups` are the hospitals, `is_test` FLamby's test rows.
+    See `aats.learning.heart`; `groups` are the hospitals, `is_test` FLamby's test rows if
+    `split`, the random state they are drawn by, is FLamby's own 43.
     """
     from aats.learning.heart import read_heart
 
-    return read_heart(root).by_hospital()
+    return read_heart(root, split=split).by_hospital()
 
 
 def classes(number: int = 10, samples: int = 10_000) -> Dataset:
