@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from dataclasses import field as dataclass_field
 from enum import Enum
+from functools import lru_cache
 from math import isfinite
 from typing import Any, NewType, Union, get_args, get_origin, get_type_hints
 
@@ -154,9 +155,14 @@ def _enum(kind: type[Enum]) -> Codec:
 
 def _key(key: Any) -> str:
     name = text(key)
-    if _DESTINATION.fullmatch(re.sub(r"[_\-. ]", "", name).lower()):
+    if _is_destination(name):
         raise Fault(f"key {name!r} is refused: a packet has no destination")
     return name
+
+
+@lru_cache(maxsize=1024)  # a header has the same few keys at every hop
+def _is_destination(name: str) -> bool:
+    return bool(_DESTINATION.fullmatch(re.sub(r"[_\-. ]", "", name).lower()))
 
 
 def _json(value: Any, depth: int = 0) -> Any:
