@@ -203,7 +203,14 @@ class SamplesAck:
     incarnation: int
 
 
-RelayBody = ProbeAsk | ProbeReply | Samples | SamplesAck
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Custodian to owner: the packet is here. Lets the owner follow it, and know it is not lost."""
+
+    key: CustodyKey
+
+
+RelayBody = ProbeAsk | ProbeReply | Samples | SamplesAck | Whereabouts
 
 
 @dataclass(frozen=True, slots=True)

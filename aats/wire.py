@@ -48,6 +48,7 @@ TYPES: dict[int, type] = {
     10: ms.Offer, 11: ms.Accept, 12: ms.Refuse, 13: ms.Custody, 14: ms.Moved, 15: ms.Alive,
     16: ms.Ask, 17: ms.Superseded,
     20: ms.Relay, 21: ms.ProbeAsk, 22: ms.ProbeReply, 23: ms.Samples, 24: ms.SamplesAck,
+    25: ms.Whereabouts,
     30: Header, 31: Mandate, 32: Record, 33: ad.Advert, 34: ev.CustodyRow, 35: SkillEstimate,
     40: ev.Started, 41: ev.MessageReceived, 42: ev.LinkUp, 43: ev.LinkDown,
     44: ev.PacketReceived, 45: ev.TransferFailed, 46: ev.PacketSubmitted, 47: ev.TaskFinished,

@@ -103,6 +103,7 @@ SCORES = ms.ProbeScores(0.25, -0.5, 1.5, 3.0, 64, 0.1)
 REPLY = ms.ProbeReply(SCORES, MANIFEST, TENSORS, "")
 SAMPLES = ms.Samples("verify", 4, MANIFEST, TENSORS)
 ACK = ms.SamplesAck("verify", 4)
+HERE = ms.Whereabouts(KEY)
 OFFER = ms.Offer(KEY, HEADER, (MPVU.node, NodeId("clinic-2")), NodeId("clinic-2"))
 RELAY = ms.Relay(OWNER.node, MPVU.node, "probe/1", 8, ASK)
 VISIT_RESULT = tk.VisitResult(
@@ -125,7 +126,7 @@ SAMPLE_OF = {
         ms.Ask(KEY),
         ms.Superseded(KEY),
         RELAY,
-        ASK, REPLY, SAMPLES, ACK,
+        ASK, REPLY, SAMPLES, ACK, HERE,
         HEADER, MANDATE, TRAIN, ADVERT, ROW, VERDICT,
         ev.Started(4, (ROW,), {"seq": b"\x00\x01"}, (KEY, replace(KEY, hop=1))),
         ev.MessageReceived(OWNER.node, OFFER),

@@ -134,4 +134,5 @@ class Arrival:
                    epoch=event.key.epoch, sender=coming.sender,
                    wire_bytes=event.wire_bytes)  # fmt: skip
         self._steps.watch(copy)
+        self._steps.tell_owner(copy.key)
         self._steps.arrive(copy)

@@ -74,7 +74,9 @@ class NodeCore:
     ) -> None:
         self._desk = Desk(config, identity, policies, agents)
         self._journey = Journey(self._desk)
-        self._requests = Requests(self._desk, self._journey.decision.probe_replied)
+        self._requests = Requests(
+            self._desk, self._journey.decision.probe_replied, self._journey.spares.seen
+        )
         self._journey.decision.attach(self._requests)
         self._seq_saved = 0
 
@@ -204,6 +206,10 @@ class NodeCore:
                 journey.spares.say_alive(key)
             case ("silence", CustodyKey() as key):
                 journey.spares.silent(key)
+            case ("follow", CustodyKey() as key):
+                journey.spares.tell_owner(key)
+            case ("lost", CustodyKey() as key):
+                journey.spares.origin_lost(key)
             case ("retry", CustodyKey() as key):
                 journey.decision.retry(key)
             case ("probe", CustodyKey() as key):

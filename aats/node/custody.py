@@ -7,6 +7,7 @@ node's store, and moves through it only along `TRANSITIONS`:
     WORKED  the work due here is done (or none was due): the packet is to be moved on
     SPARE   the next node has it durably; ours stays until that node has moved it on, too
     CACHED  nobody depends on it: kept for its tensors, so that a revisit sends less
+    ORIGIN  the owner's own first copy: kept until the packet is home
     HOME    the owner has it; the end of the journey
 
 One node may die for good without losing the packet: the node behind it still has a spare. A
@@ -17,6 +18,9 @@ as a notice: every older copy is dropped on sight.
 A node that gives up on a neighbour to which bytes had been sent cannot know whether that
 neighbour stored them; it raises the epoch, too, before it offers the packet elsewhere. So an
 effect may be computed twice, but of two copies only one lineage survives.
+
+Custodians tell the owner where its packet is. If the owner hears nothing for long, whatever
+chain of failures it was, it sends its origin out again under a higher epoch.
 """
 
 from __future__ import annotations
@@ -37,13 +41,15 @@ class Status(StrEnum):
     WORKED = "worked"
     SPARE = "spare"
     CACHED = "cached"
+    ORIGIN = "origin"
     HOME = "home"
 
 
 TRANSITIONS: dict[Status, tuple[Status, ...]] = {
     Status.HELD: (Status.WORKED, Status.HOME),
-    Status.WORKED: (Status.WORKED, Status.SPARE, Status.HOME),
-    Status.SPARE: (Status.CACHED, Status.WORKED),
+    Status.WORKED: (Status.WORKED, Status.SPARE, Status.HOME, Status.ORIGIN),
+    Status.SPARE: (Status.CACHED, Status.WORKED, Status.ORIGIN),
+    Status.ORIGIN: (Status.WORKED,),
     Status.CACHED: (),
     Status.HOME: (),
 }

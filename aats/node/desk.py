@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from aats.advert import Advert, ComputeAdvert, DataAdvert, NodePolicy, Notice, Role
 from aats.identity import Identity
 from aats.ids import NodeId, PacketId
-from aats.messages import Message
+from aats.messages import Message, Relay
 from aats.node.commands import Command, RunTask, SaveState, SendMessage, Trace
 from aats.node.tasks import Task
 from aats.node.timers import Timers
@@ -63,6 +63,10 @@ class CoreConfig:
     """Model and reference set together; larger models are not sent to be probed."""
     task_timeout_s: float = 300.0
     """Limit of one visit, verification or probe."""
+    follow_s: float = 60.0
+    """Between two words to the owner of where its packet is, while it stays."""
+    lost_s: float = 600.0
+    """Without a word of its packet until the owner sends it out again from the start."""
     contribute_s: float = 3.0
     """Until unacknowledged samples are sent again."""
 
@@ -118,6 +122,12 @@ class Desk:
         """Send a message to a neighbour; to one that is down it is not even tried."""
         if to in self.neighbours:
             self.emit(SendMessage(to, message))
+
+    def route(self, relay: Relay) -> None:
+        """Send a request on its way by the map; without a way it is lost."""
+        path = self.map.path(self.node, relay.dst, 0)
+        if path:
+            self.send(path[0], relay)
 
     def trace(self, event: str, **fields: object) -> None:
         """Add a trace event."""

@@ -76,24 +76,48 @@ class Holdings:
         news = self._desk.news[packet]
         for copy in [c for c in self.copies.values() if c.key.packet == packet]:
             finished = copy.status is Status.HOME
-            if not finished and (news.done or copy.header.epoch < news.epoch):
+            if finished or not (news.done or copy.header.epoch < news.epoch):
+                continue
+            if self.is_origin(copy) and not news.done:
+                self.shelve(copy)
+            else:
                 self.drop(copy)
         for key in [k for k in self.incoming if k.packet == packet]:
             if news.done or key.epoch < news.epoch:
                 self.incoming_expired(key)
 
-    def drop(self, copy: Copy) -> None:
-        """Drop a copy and whatever is going on with it."""
+    def is_origin(self, copy: Copy) -> bool:
+        """Return whether this is the first copy of a packet of ours."""
+        return copy.key.hop == 0 and copy.header.mandate.owner.node == self._desk.node
+
+    def shelve(self, copy: Copy) -> None:
+        """Keep our packet's first copy, in case nothing is heard of the packet for long."""
+        self._stop(copy)
+        if copy.status is not Status.ORIGIN:
+            self._desk.emit(SaveCustody(copy.change(Status.ORIGIN)))
+        self.expect_word(copy)
+
+    def expect_word(self, copy: Copy) -> None:
+        """Wait for word of our packet from now on."""
+        self._desk.timers.set(("lost", copy.key), self._desk.now + self._desk.config.lost_s)
+
+    def _stop(self, copy: Copy) -> None:
+        """End whatever is going on with a copy."""
         desk = self._desk
         if copy.task and copy.doing is Doing.WORKING:
             desk.emit(CancelTask(copy.task))
         if copy.doing is Doing.SENDING:
             desk.emit(CancelTransfer(copy.next_key))
-        for name in ("alive", "offer", "silence", "retry", "probe"):
+        for name in ("alive", "follow", "offer", "silence", "retry", "probe", "lost"):
             desk.timers.cancel((name, copy.key))
-        copy.decision = None
+        copy.decision, copy.doing = None, Doing.NOTHING
+
+    def drop(self, copy: Copy) -> None:
+        """Drop a copy and whatever is going on with it."""
+        desk = self._desk
+        self._stop(copy)
         del self.copies[copy.key]
         desk.emit(DropCustody(copy.key))
-        if copy.status is not Status.CACHED:
+        if copy.status not in (Status.CACHED, Status.ORIGIN):
             desk.trace("packet.dropped", packet=copy.key.packet, hop=copy.key.hop,
                        status=copy.status.value)  # fmt: skip

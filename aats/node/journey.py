@@ -43,7 +43,7 @@ class Journey:
         self.decide, self.retry = self.decision.decide, self.decision.wait
         self.offer = self.departure.offer
         self.watch, self.report = self.spares.watch, self.spares.report
-        self.regenerate = self.spares.regenerate
+        self.regenerate, self.tell_owner = self.spares.regenerate, self.spares.tell_owner
 
     def restore(self, rows: Iterable[CustodyRow], seen: Iterable[CustodyKey]) -> None:
         """Resume what a restarted node holds."""
@@ -77,6 +77,8 @@ class Journey:
                 self.retry(copy, "links")
             case Status.SPARE:
                 self._desk.timers.set(("silence", copy.key), self._desk.now)
+            case Status.ORIGIN:
+                self.held.expect_word(copy)
             case Status.HOME:
                 self._desk.emit(DeliverPacket(copy.header))
 

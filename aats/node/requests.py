@@ -11,7 +11,9 @@ from dataclasses import replace
 
 from aats.advert import ProbeMode
 from aats.ids import CustodyKey, NodeId
-from aats.messages import ProbeAsk, ProbeReply, Relay, RelayBody, Samples, SamplesAck
+from aats.messages import (
+    ProbeAsk, ProbeReply, Relay, RelayBody, Samples, SamplesAck, Whereabouts,
+)  # fmt: skip
 from aats.node.commands import SendProbe
 from aats.node.desk import Desk
 from aats.node.tasks import (
@@ -33,14 +35,15 @@ MAX_ANSWERING = 32
 """Requests worked on at a time; further ones are refused, not queued without bound."""
 
 ReplyHandler = Callable[[str, NodeId, ProbeReply], None]
+SeenHandler = Callable[[CustodyKey, NodeId], None]
 
 
 class Requests:
     """Asks, answers and forwards requests for one node."""
 
-    def __init__(self, desk: Desk, on_reply: ReplyHandler) -> None:
+    def __init__(self, desk: Desk, on_reply: ReplyHandler, on_seen: SeenHandler) -> None:
         self._desk = desk
-        self._on_reply = on_reply
+        self._on_reply, self._on_seen = on_reply, on_seen
         self._given: dict[tuple[str, NodeId], int] = {}
         """(purpose, receiver) -> incarnation that has acknowledged our samples."""
         self._giving: set[tuple[str, NodeId]] = set()
@@ -82,6 +85,8 @@ class Requests:
                 self._on_reply(relay.request, relay.src, relay.body)
             case Samples():
                 self._adopt(relay, relay.body)
+            case Whereabouts(key=key):
+                self._on_seen(key, relay.src)
             case SamplesAck(purpose=purpose, incarnation=incarnation):
                 self._given[purpose, relay.src] = incarnation
                 self._giving.discard((purpose, relay.src))
@@ -89,15 +94,10 @@ class Requests:
 
     def _forward(self, relay: Relay) -> None:
         if relay.ttl > 0:
-            self._route(replace(relay, ttl=relay.ttl - 1))
-
-    def _route(self, relay: Relay) -> None:
-        path = self._desk.map.path(self._desk.node, relay.dst, 0)
-        if path:
-            self._desk.send(path[0], relay)
+            self._desk.route(replace(relay, ttl=relay.ttl - 1))
 
     def _reply(self, relay: Relay, body: RelayBody) -> None:
-        self._route(Relay(self._desk.node, relay.src, relay.request, RELAY_TTL, body))
+        self._desk.route(Relay(self._desk.node, relay.src, relay.request, RELAY_TTL, body))
 
     def _answer_probe(self, relay: Relay, ask: ProbeAsk) -> None:
         mode = self._mode(ask.data_of)
@@ -181,7 +181,7 @@ class Requests:
             self._giving.discard((purpose, receiver))
             self._adopt(relay, samples)
             return
-        self._route(relay)
+        self._desk.route(relay)
         at = self._desk.now + self._desk.config.contribute_s
         self._desk.timers.set(("give", purpose, receiver), at)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from aats.ids import CustodyKey, NodeId, next_epoch
-from aats.messages import Alive, Ask, Moved, RefusalReason, Refuse, Superseded
+from aats.messages import (
+    Alive, Ask, Moved, RefusalReason, Refuse, Relay, Superseded, Whereabouts,
+)  # fmt: skip
 from aats.node.commands import SaveCustody
 from aats.node.custody import Copy, Status
 from aats.node.desk import Desk
 from aats.node.holdings import Holdings
+from aats.node.requests import RELAY_TTL
 from aats.node.steps import Steps
 
 
@@ -50,6 +53,9 @@ class Spares:
         if copy is None or copy.row.chosen[:1] != (sender,):
             return
         self._desk.timers.cancel(("silence", copy.key))
+        if self._held.is_origin(copy):
+            self._held.shelve(copy)
+            return
         self._desk.emit(SaveCustody(copy.change(Status.CACHED)))
         cached = [c for c in self._held.copies.values() if c.status is Status.CACHED]
         same = [c for c in cached if c.key.packet == copy.key.packet and c is not copy]
@@ -94,6 +100,31 @@ class Spares:
         """Give signs of life to the holder of the spare from now on."""
         if copy.row.sender:
             self._desk.timers.set(("alive", copy.key), self._desk.now + self._desk.config.alive_s)
+
+    def tell_owner(self, key: CustodyKey) -> None:
+        """Tell the owner that its packet is here, now and while it stays."""
+        copy, desk = self._held.copies.get(key), self._desk
+        if copy is None or copy.status not in (Status.HELD, Status.WORKED):
+            return
+        owner = copy.header.mandate.owner.node
+        body = Whereabouts(copy.header.key)
+        desk.route(Relay(desk.node, owner, f"follow/{key}", RELAY_TTL, body))
+        desk.timers.set(("follow", key), desk.now + desk.config.follow_s)
+
+    def seen(self, key: CustodyKey, node: NodeId) -> None:
+        """Take word of our own packet: it is not lost."""
+        self._desk.trace("packet.seen", packet=key.packet, hop=key.hop, epoch=key.epoch, at=node)
+        for copy in self._held.copies.values():
+            if copy.key.packet == key.packet and copy.status is Status.ORIGIN:
+                self._held.expect_word(copy)
+
+    def origin_lost(self, key: CustodyKey) -> None:
+        """Send our packet out again: nothing was heard of it for long (timer)."""
+        copy = self._held.copies.get(key)
+        if copy is not None and copy.status is Status.ORIGIN:
+            self.regenerate(copy, NodeId(""))
+            copy.since = self._desk.now
+            self._steps.decide(copy)
 
     def regenerate(self, copy: Copy, custodian: NodeId) -> None:
         """Let our copy be the living one, under a higher epoch, whatever `custodian` has.

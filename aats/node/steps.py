@@ -35,6 +35,9 @@ class Steps(Protocol):
     def watch(self, copy: Copy) -> None:
         """Give signs of life to the holder of the spare from now on."""
 
+    def tell_owner(self, key: CustodyKey) -> None:
+        """Tell the owner that its packet is here, now and while it stays."""
+
     def report(self, to: NodeId, key: CustodyKey) -> None:
         """Tell the holder of the spare how the copy under `key` stands."""
 
