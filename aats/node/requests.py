@@ -12,8 +12,14 @@ from dataclasses import replace
 from aats.advert import ProbeMode
 from aats.ids import CustodyKey, NodeId
 from aats.messages import (
-    ProbeAsk, ProbeReply, Relay, RelayBody, Samples, SamplesAck, Whereabouts,
-)  # fmt: skip
+    ProbeAsk,
+    ProbeReply,
+    Relay,
+    RelayBody,
+    Samples,
+    SamplesAck,
+    Whereabouts,
+)
 from aats.node.commands import SendProbe
 from aats.node.desk import Desk
 from aats.node.tasks import (

@@ -6,8 +6,15 @@ from dataclasses import replace
 
 from aats.ids import CustodyKey, NodeId, next_epoch
 from aats.messages import (
-    Alive, Ask, Moved, RefusalReason, Refuse, Relay, Superseded, Whereabouts,
-)  # fmt: skip
+    Alive,
+    Ask,
+    Moved,
+    RefusalReason,
+    Refuse,
+    Relay,
+    Superseded,
+    Whereabouts,
+)
 from aats.node.commands import SaveCustody
 from aats.node.custody import Copy, Status
 from aats.node.desk import Desk
