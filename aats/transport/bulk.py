@@ -352,11 +352,13 @@ class BulkLane:
             self._begin(transfer, ticket)
 
     def _begin(self, transfer: _Transfer, ticket: Ticket) -> None:
-        chunks = plan(ticket.ranges)
         try:
-            ticket.check(transfer.payload.manifest.total, len(chunks))
+            ticket.check(transfer.payload.manifest.total)
             if self._encrypt and not ticket.secret:
                 raise WireError("ticket: no key, but this node encrypts")
+            chunks = plan(ticket.ranges)
+            if len(ticket.done) != len(chunks):
+                raise WireError(f"ticket: {len(ticket.done)} marks for {len(chunks)} chunks")
         except WireError as error:
             self._fail(transfer, str(error))
             return
