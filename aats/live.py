@@ -15,42 +15,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
-import shutil
 import signal
-import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from aats.advert import LinkAdvert
 from aats.errors import LocalError
 from aats.identity import Identity
 from aats.ids import NodeId, PacketId
 from aats.node import inbox
-from aats.node.desk import CoreConfig
-from aats.node.fault import FaultPoint
 from aats.node.forkserver import ForkServer
-from aats.node.shard import FILE_NAME as DATA_FILE
-from aats.node.shard import save_data
-from aats.node.spec import (
-    CURVE_FILE,
-    EVENTS_FILE,
-    IDENTITY_FILE,
-    PEERS_FILE,
-    DaemonSpec,
-    WorkSettings,
-)
+from aats.node.host import WORDS_FILE
+from aats.node.layout import Layout, LiveNode
+from aats.node.spec import EVENTS_FILE
 from aats.node.supervisor import Backoff, Change, ProcessChanged, Supervisor
 from aats.packet import Header
 from aats.payload import Payload
-from aats.roles.data import NodeData
-from aats.transport.keys import CurveKeys, Directory, Endpoint
+
+__all__ = ["Delivered", "Ended", "LiveNode", "LiveOptions", "LiveWorld", "TraceEvent"]
 
 POLL_S = 0.05
 """Between two looks into the nodes' event files."""
@@ -68,19 +55,6 @@ class Ended(StrEnum):
     """Its time was up."""
     LOST = "lost"
     """The owner of a packet that is still out stays down."""
-
-
-@dataclass(frozen=True, slots=True)
-class LiveNode:
-    """One node of a live network. Its keys and addresses are made by the world."""
-
-    core: CoreConfig
-    data: NodeData = NodeData()
-    links: tuple[LinkAdvert, ...] = ()
-    """Each given at both ends."""
-    work: WorkSettings = WorkSettings()
-    deaths: tuple[FaultPoint, ...] = ()
-    """Where it is to kill itself, for tests of custody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +106,22 @@ class LiveWorld:
         *,
         server: ForkServer | None = None,
     ) -> None:
-        self.nodes = {node.core.node: node for node in nodes}
         self.options, self.run_dir = options, run_dir
+        self._layout = Layout(
+            nodes,
+            run_dir / "nodes",
+            host=options.host,
+            base_port=options.base_port,
+            insecure=options.insecure,
+            shaping=options.shaping,
+            custody=options.custody,
+        )
+        self.nodes = self._layout.nodes
         self.delivered: dict[PacketId, Delivered] = {}
         self.waiting_for = ""
         """What is waited for now, in words."""
         self.ended: Ended | None = None
         self._shared = server
-        self._identities = {name: Identity.generate(name) for name in self.nodes}
         self._owners: dict[PacketId, NodeId] = {}
         self._groups = _groups(list(self.nodes), options.nodes_per_process)
         self._process_of = {n: p for p, names in self._groups.items() for n in names}
@@ -147,16 +129,15 @@ class LiveWorld:
         self._news: list[TraceEvent] = []
         self._up: set[NodeId] = set()
         self._given_up: set[NodeId] = set()
-        self._reserved: list[socket.socket] = []
         self._planned: list[asyncio.TimerHandle] = []
 
     def identity(self, node: NodeId) -> Identity:
         """Return a node's identity, with which an owner signs its mandates."""
-        return self._identities[node]
+        return self._layout.identities[node]
 
     def directory(self, node: NodeId) -> Path:
         """Return a node's directory."""
-        return self.run_dir / "nodes" / node
+        return self._layout.directory(node)
 
     # --- start and stop -----------------------------------------------------------------------
 
@@ -170,7 +151,7 @@ class LiveWorld:
         self._server = self._shared or ForkServer.spawn("daemon")
         try:
             self._supervisor = Supervisor(self._server, self._process_changed, self.options.backoff)
-            self._lay_out()
+            self._layout.write()
             self.waiting_for = "the fork server to load torch"
             await self._server.ready()
             for process, names in self._groups.items():
@@ -199,67 +180,9 @@ class LiveWorld:
             await self._server.close()
         else:
             self._server.detach()
-        for reserved in self._reserved:
-            reserved.close()
+        self._layout.close()
         self._look_home()
         self._merge()
-
-    def _lay_out(self) -> None:
-        """Write what each node needs into its directory."""
-        curves = {name: CurveKeys.generate() for name in self.nodes}
-        ports = self._ports()
-        endpoints = [
-            Endpoint(
-                name,
-                f"tcp://{self.options.host}:{next(ports)}",
-                f"tcp://{self.options.host}:{next(ports)}",
-                b"" if self.options.insecure else curves[name].public,
-                self._identities[name].public_key,
-            )
-            for name in self.nodes
-        ]
-        keys = {e.node: e.public_key for e in endpoints}
-        for (name, node), endpoint in zip(self.nodes.items(), endpoints, strict=True):
-            directory = self.directory(name)
-            if directory.exists():
-                shutil.rmtree(directory)
-            directory.mkdir(mode=0o700, parents=True)
-            self._identities[name].save(directory / IDENTITY_FILE)
-            curves[name].save(directory / CURVE_FILE)
-            Directory(endpoints).save(directory / PEERS_FILE)
-            save_data(directory / DATA_FILE, node.data)
-            DaemonSpec(
-                directory=directory.resolve(),
-                core=replace(node.core, known_keys=keys),
-                control=endpoint.control,
-                bulk=endpoint.bulk,
-                links=node.links,
-                secure=not self.options.insecure,
-                custody=self.options.custody,
-                work=node.work,
-                shaping=self.options.shaping,
-                deaths=node.deaths,
-            ).save()
-
-    def _ports(self) -> Iterator[int]:
-        """Yield ports that nobody else can take while this world lives.
-
-        A reserved port is bound and does not listen, which keeps others away and lets the node
-        bind and listen, again after each restart (both sides have SO_REUSEADDR).
-        """
-        wanted: Iterable[int] = itertools.repeat(0)
-        if self.options.base_port:
-            wanted = itertools.count(self.options.base_port)
-        for port in wanted:
-            reserved = socket.socket()
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._reserved.append(reserved)
-            try:
-                reserved.bind((self.options.host, port))
-            except OSError as e:
-                raise LocalError(f"{self.options.host}:{port}: {e.strerror}; choose another "
-                                 "live.base_port, or 0 for free ports") from e  # fmt: skip
-            yield reserved.getsockname()[1]
 
     async def _all_up(self) -> None:
         deadline = time.monotonic() + self.options.start_s
@@ -278,7 +201,7 @@ class LiveWorld:
 
     def _last_words(self, node: NodeId) -> str:
         first = self._groups[self._process_of[node]][0]
-        path = self.directory(first) / "process.log"
+        path = self.directory(first) / WORDS_FILE
         lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
         return lines[-1] if lines else f"see {path}"
 

@@ -18,7 +18,6 @@ import asyncio
 import itertools
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -33,15 +32,15 @@ import psutil
 from common import Bar, finish, show
 
 from aats.advert import ComputeAdvert, LinkAdvert, Role
-from aats.ids import NodeId, new_packet_id
+from aats.ids import NodeId
 from aats.learning.weights import initial_payload
 from aats.live import LiveNode, LiveOptions, LiveWorld, TraceEvent
 from aats.node.desk import CoreConfig
 from aats.node.forkserver import ForkServer
-from aats.packet import Architecture, Cost, Header, Mandate, Owner, PacketKind, Plugin, Target
-from aats.payload import MODEL, Payload
+from aats.packet import Architecture, Cost, Header, Plugin, Target
+from aats.payload import Payload
 from aats.roles.data import NodeData, SkillData
-from aats.wire import sign_mandate
+from aats.roles.owner import make_packet
 
 SKILL = "noise"
 WIDTHS = {1: [256] * 5, 25: [1024] * 7, 100: [2048] * 7}
@@ -89,18 +88,17 @@ def architecture_of(size_mb: int) -> Architecture:
 
 def header_of(world: LiveWorld, size_mb: int, payload: Payload) -> Header:
     """Return the header of a packet that travels until its hops are used up."""
-    owner, now = world.identity(NAMES[0]), time.time()
-    mandate = sign_mandate(
-        Mandate(
-            new_packet_id(int(now * 1000), random.Random(0)), PacketKind.TRAIN,
-            Owner(owner.node, owner.public_key), now, now + 600,
-            (Target(SKILL, 1.0, verifier="mpvu"),), Cost(TIMED + WEIGHED + 4, 1e9, 1e18, 1e18),
-            architecture_of(size_mb), Plugin("touch"), Plugin("cycle"), 0, f"{size_mb} MB",
-        ),
-        owner,
-    )  # fmt: skip
-    version = payload.manifest.version(MODEL)
-    return Header(mandate, version=version, base=version, manifest=payload.manifest)
+    header, _ = make_packet(
+        world.identity(NAMES[0]),
+        architecture_of(size_mb),
+        (Target(SKILL, 1.0),),
+        created=time.time(),
+        method=Plugin("touch"),
+        policy=Plugin("cycle"),
+        budget=Cost(TIMED + WEIGHED + 4, 1e9, 1e18, 1e18),
+        payload=payload,
+    )
+    return header
 
 
 class Scales:

@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
+from aats.advert import Role
 from aats.clock import Clock, SystemClock
-from aats.errors import WireError
+from aats.errors import LocalError, SignatureError, WireError
 from aats.identity import Identity
 from aats.ids import CustodyKey, NodeId
 from aats.installed import load_agent, load_policy
@@ -84,12 +85,14 @@ from aats.transport.base import (
     TicketReady,
 )  # fmt: skip
 from aats.transport.hub import Hub
-from aats.wire import decode_message, encode_message, encode_task
+from aats.wire import check_mandate, decode_message, encode_message, encode_task
 
 MAX_WAITING_FRAMES = 256
 """Frames taken from the control lane and not yet seen by the core; then the lane waits."""
 INBOX_POLL_S = 2.0
 """The inbox is looked into at least so often; `poke` does it at once."""
+WORKING_ROLES = frozenset({Role.DATA, Role.COMPUTE, Role.MPVU})
+"""With one of these a node will have tasks, so its worker zygote starts with it."""
 SPEED_CHANGE = 2.0
 """The node advertises its speed anew when the measured one is off by this factor."""
 
@@ -180,7 +183,12 @@ class Daemon:
 
         Raises:
             SignatureError: If the mandate is not signed by its owner.
+            LocalError: If its owner is another node, or this one has stopped.
         """
+        check_mandate(header.mandate)
+        owner = header.mandate.owner.node
+        if owner != self.spec.node:
+            raise LocalError(f"packet {header.id}: its owner is {owner}, not {self.spec.node}")
         self._store.submit(header.key, payload)
         await self._feed_and_wait(PacketSubmitted(header))
 
@@ -219,10 +227,9 @@ class Daemon:
                 stack.callback(self._hub.close)
             self._lanes = Lanes(spec, self._store, self._bulk_event, self._hub)
             await stack.enter_async_context(self._lanes)
-            if self._executor is None:
-                self._executor = Executor(ForkServer.spawn("worker"))
-                self._executor.start()
-                stack.push_async_callback(self._executor.close)
+            self._stack = stack
+            if WORKING_ROLES.intersection(spec.core.roles):
+                self._workers()
             try:
                 await self._serve()
             except ExceptionGroup as group:
@@ -276,9 +283,12 @@ class Daemon:
         self._wake.set()
 
     async def _feed_and_wait(self, event: Event) -> None:
+        assert self._main is not None, "not started"
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._put(event, done)
-        await done
+        await asyncio.wait((done, self._main), return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            raise LocalError(f"node {self.spec.node} has stopped")
 
     # --- events in ----------------------------------------------------------------------------
 
@@ -326,12 +336,15 @@ class Daemon:
         directory = self.spec.directory / inbox.INBOX
         while True:
             parcels, broken = inbox.look(directory)
+            for parcel in parcels:
+                try:
+                    await self.submit(parcel.header, parcel.payload())
+                    parcel.remove()
+                except (LocalError, SignatureError, OSError) as e:
+                    broken.append((parcel.path.with_suffix(".header"), str(e)))
             for path, reason in broken:
                 self._journal.log.error("inbox.broken", path=str(path), reason=reason)
                 path.rename(path.with_suffix(".broken"))
-            for parcel in parcels:
-                await self.submit(parcel.header, parcel.payload())
-                parcel.remove()
             self._poked.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(INBOX_POLL_S):
@@ -408,8 +421,14 @@ class Daemon:
 
     # --- tasks --------------------------------------------------------------------------------
 
+    def _workers(self) -> Executor:
+        if self._executor is None:
+            self._executor = Executor(ForkServer.spawn("worker"))
+            self._executor.start()
+            self._stack.push_async_callback(self._executor.close)
+        return self._executor
+
     async def _run_task(self, command: RunTask) -> None:
-        assert self._executor is not None, "set before the engine starts"
         number, task = command.task_id, command.task
         compute = self._core.config.compute
         header: Header | None = getattr(task, "header", None)
@@ -433,7 +452,7 @@ class Daemon:
 
         event: TaskFinished | TaskFailed
         try:
-            event = await self._executor.run(job, command.timeout_s, started)
+            event = await self._workers().run(job, command.timeout_s, started)
         except TaskError as e:
             self._store.discard_outcome(number)
             self._journal.log.warning("task.failed", task=number, reason=str(e))

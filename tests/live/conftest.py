@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from aats.advert import ComputeAdvert, LinkAdvert, NodePolicy, Role
-from aats.ids import NodeId, new_packet_id
+from aats.ids import NodeId
 from aats.learning.weights import initial_payload
 from aats.live import Delivered, LiveNode, LiveOptions, LiveWorld, TraceEvent
 from aats.node.desk import CoreConfig
@@ -22,10 +21,10 @@ from aats.node.fault import FaultPoint
 from aats.node.forkserver import ForkServer
 from aats.node.spec import WorkSettings
 from aats.node.supervisor import Backoff
-from aats.packet import Architecture, Cost, Header, Mandate, Owner, PacketKind, Plugin, Target
-from aats.payload import MODEL, Payload, pack
+from aats.packet import Architecture, Cost, Header, Plugin, Target
+from aats.payload import Payload, pack
 from aats.roles.data import NodeData, SkillData
-from aats.wire import sign_mandate
+from aats.roles.owner import make_packet
 
 SKILL = "colours"
 CLASSES = 4
@@ -70,25 +69,22 @@ def packet(
     seed: int = 1,
 ) -> tuple[Header, Payload]:  # fmt: skip
     """Return a packet of node n0, signed; `ballast_bytes` travel with it unchanged."""
-    node = NodeId("n0")
     reference = rows(99).skills[SKILL]
     payload = initial_payload(ARCHITECTURE, seed, {SKILL: (reference.train_x, reference.train_y)})
     if ballast_bytes:
         ballast = np.random.default_rng(seed).integers(0, 255, ballast_bytes, np.uint8)
         payload = pack({**payload.arrays(), "state.ballast": ballast})
-    now = time.time()
-    identity = world.identity(node)
-    mandate = sign_mandate(
-        Mandate(
-            new_packet_id(int(now * 1000), random.Random(seed)), PacketKind.TRAIN,
-            Owner(node, identity.public_key), now, now + 600,
-            (Target(SKILL, target, verifier=verifier),), Cost(hops, 1e6, 1e15, 1e15),
-            ARCHITECTURE, method, Plugin(policy), seed, "test",
-        ),
-        identity,
-    )  # fmt: skip
-    version = payload.manifest.version(MODEL)
-    return Header(mandate, version=version, base=version, manifest=payload.manifest), payload
+    return make_packet(
+        world.identity(NodeId("n0")),
+        ARCHITECTURE,
+        (Target(SKILL, target, verifier=verifier),),
+        created=time.time(),
+        method=method,
+        policy=Plugin(policy),
+        budget=Cost(hops, 1e6, 1e15, 1e15),
+        payload=payload,
+        seed=seed,
+    )
 
 
 @dataclass

@@ -1,0 +1,85 @@
+"""What an owner does: make a packet out of a wish, and sign it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from math import inf
+
+from aats.identity import Identity
+from aats.ids import new_packet_id
+from aats.learning.weights import initial_payload
+from aats.packet import (
+    UNLIMITED,
+    Architecture,
+    Cost,
+    Header,
+    Mandate,
+    Owner,
+    PacketKind,
+    Plugin,
+    Target,
+)
+from aats.payload import MODEL, Payload
+from aats.roles.data import Batch
+from aats.wire import sign_mandate
+
+TRAIN, SEQUENTIAL, MINIBATCH = PacketKind.TRAIN, Plugin("sequential"), Plugin("minibatch")
+
+
+def make_packet(
+    owner: Identity,
+    architecture: Architecture,
+    requirement: tuple[Target, ...],
+    *,
+    created: float,
+    kind: PacketKind = TRAIN,
+    method: Plugin = SEQUENTIAL,
+    policy: Plugin = MINIBATCH,
+    budget: Cost = UNLIMITED,
+    deadline: float = inf,
+    reference: Mapping[str, Batch] | None = None,
+    payload: Payload | None = None,
+    seed: int = 0,
+    label: str = "",
+) -> tuple[Header, Payload]:
+    """Return a signed packet, ready to be submitted at its owner's node.
+
+    Args:
+        owner: The identity of the node that the packet comes home to.
+        architecture: The model to train.
+        requirement: What it shall be able to do.
+        created: Now, in seconds of the network's clock (live: Unix seconds).
+        kind: What the packet carries.
+        method: What a visit does.
+        policy: How it picks its next stop.
+        budget: What it may spend.
+        deadline: When it goes home whatever it has, in seconds of the same clock.
+        reference: Per skill the owner's small trusted set (x, y), sent along to judge visits.
+        payload: Its tensors; None for a fresh model and the reference set.
+        seed: Of everything random about it, its id included.
+        label: A name for people.
+
+    Raises:
+        ModelError: If the architecture is unknown or its config wrong.
+    """
+    tensors = payload or initial_payload(architecture, seed, reference)
+    mandate = Mandate(
+        id=new_packet_id(int(created * 1000), random.Random(seed)),
+        kind=kind,
+        owner=Owner(owner.node, owner.public_key),
+        created=created,
+        deadline=deadline,
+        requirement=requirement,
+        budget=budget,
+        architecture=architecture,
+        method=method,
+        policy=policy,
+        seed=seed,
+        label=label,
+    )
+    version = tensors.manifest.version(MODEL)
+    header = Header(
+        sign_mandate(mandate, owner), version=version, base=version, manifest=tensors.manifest
+    )
+    return header, tensors
