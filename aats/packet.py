@@ -17,6 +17,8 @@ from aats.payload import Manifest
 
 JOURNAL_LENGTH = 128
 """Visits kept in the header; `Header.chain` has the whole story. Bounds the header's size."""
+PROBES_KEPT = 64
+"""Probes kept in the header, each of another node."""
 
 
 class PacketKind(StrEnum):
@@ -138,6 +140,19 @@ class VisitEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeEntry:
+    """What the last probe of a node found, so that it need not be asked again at every stop."""
+
+    node: NodeId
+    hop: int
+    gain: float
+    """As `aats.messages.ProbeScores` has them."""
+    alignment: float
+    loss: float
+    advert_data_seq: int
+
+
+@dataclass(frozen=True, slots=True)
 class Mandate:
     """What the owner wants, signed once by the owner. There is no destination in it."""
 
@@ -179,6 +194,8 @@ class Header:
     probe_bytes: float = 0.0
     """Part of `spent.bytes` that went into probes."""
     journal: tuple[VisitEntry, ...] = ()
+    probed: tuple[ProbeEntry, ...] = ()
+    """At most one per node, the newest last."""
     labels_used: dict[str, list[float]] = field(default_factory=dict)
     """Per skill, samples of each class trained on so far (Tram-FL's cumulative counts)."""
     trained: dict[str, float] = field(default_factory=dict)
@@ -250,3 +267,9 @@ class Header:
     def with_visit(self, entry: VisitEntry) -> Header:
         """Return the header with one more line in the journal (the oldest falls off)."""
         return replace(self, journal=(*self.journal, entry)[-JOURNAL_LENGTH:])
+
+    def with_probes(self, new: tuple[ProbeEntry, ...]) -> Header:
+        """Return the header with these probes remembered instead of older ones."""
+        fresh = {entry.node for entry in new}
+        kept = tuple(entry for entry in self.probed if entry.node not in fresh)
+        return replace(self, probed=(*kept, *new)[-PROBES_KEPT:])

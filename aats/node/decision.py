@@ -16,7 +16,7 @@ from aats.node.holdings import Holdings
 from aats.node.requests import RELAY_BYTES, Requests
 from aats.node.steps import Steps
 from aats.node.tasks import ProbeTask
-from aats.packet import Cost, Header
+from aats.packet import Cost, Header, ProbeEntry
 from aats.payload import MODEL, REFERENCE
 from aats.routing.observe import observe
 from aats.routing.policy import Choice, Observation, Phase, StopKind
@@ -140,14 +140,10 @@ class Decision:
         desk.timers.cancel(("probe", copy.key))
         decision = copy.decision or Probing()
         copy.decision = None
-        if decision.bytes:
-            header = copy.header
-            spent = header.spent + Cost(bytes=decision.bytes)
-            probed = header.probe_bytes + decision.bytes
-            header = replace(header, spent=spent, probe_bytes=probed)
-            copy.change(Status.WORKED, header=header)
-        header = copy.header
         observation = self._observe(copy, decision.scores)
+        if decision.bytes or decision.scores:
+            copy.change(Status.WORKED, header=_remembering(copy.header, decision, observation))
+        header = copy.header
         policy = desk.policies(header.mandate.policy)
         rng = desk.decision_rng(header.mandate.seed, header.hop, header.epoch, "choose")
         choice = policy.choose(observation, rng)
@@ -244,6 +240,18 @@ class Decision:
 
 def _done_here(header: Header, *kinds: RecordKind) -> bool:
     return any(r.kind in kinds and r.hop == header.hop for r in header.chain)
+
+
+def _remembering(header: Header, decision: Probing, seen: Observation) -> Header:
+    """Return the header with what its probes found and cost."""
+    found = tuple(
+        ProbeEntry(c.node, header.hop, p.gain, p.alignment, p.loss, c.data_seq)
+        for c in seen.candidates
+        if (p := seen.probes.get(c.node)) is not None
+    )
+    spent = header.spent + Cost(bytes=decision.bytes)
+    probe_bytes = header.probe_bytes + decision.bytes
+    return replace(header.with_probes(found), spent=spent, probe_bytes=probe_bytes)
 
 
 def _ask(header: Header, data_of: NodeId) -> ProbeAsk:

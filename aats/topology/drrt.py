@@ -84,6 +84,7 @@ class _Query:
         self.size_bytes = header.manifest.total + HEADER_BYTES
         self.seconds = map.distances(here, self.size_bytes)
         self.skills = wanted_skills(header)
+        self.probed = {entry.node: entry for entry in header.probed}
         schemas = header.mandate.architecture.config.get("schemas")
         self.schemas = schemas if isinstance(schemas, dict) else {}
 
@@ -106,6 +107,9 @@ class _Query:
         total = sum(samples.values())
         seq = data_seq(advert.data, self.skills)
         past = self._past(advert.origin, is_data=True)
+        probed = self.probed.get(advert.origin)
+        if probed is not None and probed.advert_data_seq != seq:
+            probed = None
         yield Candidate(
             node=advert.origin,
             kind=StopKind.DATA,
@@ -122,6 +126,8 @@ class _Query:
             last_gain=past.last_gain,
             hurt=_has_hurt(past.last, seq),
             probe_allowed=advert.policy.probe is not ProbeMode.NONE,
+            probed=probed,
+            hops_since_probe=max(0, self.header.hop - probed.hop) if probed else -1,
             data_seq=seq,
             trust=past.trust,
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from aats.ids import NodeId
+from aats.packet import ProbeEntry
 
 
 class StopKind(StrEnum):
@@ -47,6 +48,10 @@ class Candidate:
     hurt: bool = False
     """The last visit lowered trusted skill and the node's data have not changed since."""
     probe_allowed: bool = True
+    probed: ProbeEntry | None = None
+    """What the packet's last probe there found, unless the node's data changed since."""
+    hops_since_probe: int = -1
+    """Hops since then, -1 without one."""
     data_seq: int = 0
     trust: float = 1.0
     """0-1: the share of this packet's visits there that did not fail, one good one assumed."""
