@@ -1,49 +1,32 @@
-"""What one model would reach if all patients were in one room: is a requirement within reach?
+"""What one model would reach with all patients in one room: is a requirement within reach?
 
-python examples/healthcare/pooled.py [--seeds 20] [--scenario examples/healthcare/scenario.toml]
+python examples/healthcare/pooled.py [--seeds 20] [--scenario FILE] [--set KEY=VALUE]
 
 Trains the packets' model on rows that never meet in the scenario and measures it as the ministry
-does, on what the contributing hospitals hold out. Three rows: the patients of all contributing
-hospitals together; those of every hospital, wrong labels included; the largest contributing
-hospital alone.
+does, on what the contributing hospitals hold out. Three choices of rows to train on: those of
+all contributing hospitals; those of every hospital, wrong labels included; those of the largest
+contributing hospital alone.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from aats.config import HeldData, Scenario
+from aats.compose import compose
+from aats.config import Scenario
 from aats.config.load import load_scenario
 from aats.learning.models import build, initialise, predict
-from aats.learning.partition import Part, Spread, spread
 from aats.packet import Architecture
 from aats.roles.data import Batch, SkillData
 
 EPOCHS = 40
 BATCH_SIZE = 8
 LEARNING_RATE = 0.03
-
-
-def spread_all(scenario: Scenario, seed: int) -> dict[str, Spread]:
-    """Return every skill's data dealt out as the scenario says."""
-    return {
-        skill: spread(
-            skill, config.source, config.partition,
-            [
-                Part(node, **asdict(scenario.nodes[node].data.get(skill, HeldData())))
-                for node in scenario.holders(skill)
-            ],
-            held_out=config.held_out, reference=config.reference, test=config.test,
-            root=scenario.data.root, seed=seed,
-        )
-        for skill, config in scenario.data.skills.items()
-    }  # fmt: skip
 
 
 def joined(parts: Iterable[Batch]) -> Batch:
@@ -53,7 +36,7 @@ def joined(parts: Iterable[Batch]) -> Batch:
 
 
 def train(architecture: Architecture, sets: Mapping[str, Batch], seed: int) -> torch.nn.Module:
-    """Train one model on all sets by plain SGD."""
+    """Train one model on every skill's rows by plain SGD."""
     model = build(architecture)
     initialise(model, seed)
     optimiser = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
@@ -76,64 +59,54 @@ def accuracy(model: torch.nn.Module, skill: str, rows: Batch) -> float:
     return float((guess == rows[1]).mean())
 
 
+def measure(scenario: Scenario) -> dict[tuple[str, str], float]:
+    """Return accuracies by (skill, rows trained on), and the size of each test set."""
+    held = {name: node.data.skills for name, node in compose(scenario).nodes.items()}
+    audited = [name for name, node in scenario.nodes.items() if node.contributes_to]
+    found: dict[tuple[str, str], float] = {}
+    choices: dict[str, dict[str, Batch]] = {}
+    for skill in scenario.data.skills:
+        every = [data[skill] for data in held.values() if skill in data]
+        good = [held[name][skill] for name in audited if skill in held[name]]
+        chosen: dict[str, list[SkillData]] = {
+            "contributing hospitals": good,
+            "every hospital": every,
+            "largest one alone": [max(good, key=lambda data: data.samples)],
+        }
+        for name, parts in chosen.items():
+            choices.setdefault(name, {})[skill] = joined((d.train_x, d.train_y) for d in parts)
+        choices.setdefault("", {})[skill] = joined((d.test_x, d.test_y) for d in good)
+    tests = choices.pop("")
+    for name, sets in choices.items():
+        model = train(scenario.packets[0].model, sets, scenario.seed)
+        for skill, test in tests.items():
+            found[skill, name] = accuracy(model, skill, test)
+            found[skill, "(rows of the test set)"] = len(test[1])
+    return found
+
+
 def main() -> None:
-    """Print mean, spread and worst of each skill over the seeds."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    """Print mean, deviation and worst of each figure over the seeds."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--seeds", type=int, default=20)
     options.add_argument("--scenario", type=Path, default=Path(__file__).parent / "scenario.toml")
     options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     chosen = options.parse_args()
     torch.set_num_threads(1)
-    scenario = load_scenario(chosen.scenario, chosen.set)
-    audited = {name for name, node in scenario.nodes.items() if node.contributes_to}
-    found: dict[str, dict[str, list[float]]] = {}
-    for seed in range(chosen.seeds):
-        dealt = spread_all(scenario, seed)
-        tests = {
-            skill: joined((d.test_x, d.test_y) for node, d in s.nodes.items() if node in audited)
-            for skill, s in dealt.items()
-        }
-        for row, sets in training_sets(dealt, audited).items():
-            model = train(scenario.packets[0].model, sets, seed)
-            for skill, rows in tests.items():
-                found.setdefault(row, {}).setdefault(skill, []).append(accuracy(model, skill, rows))
-    wanted = {
-        skill: ", ".join(
-            f"{packet.name} {target.value:.2f}"
-            for packet in scenario.packets
-            for target in packet.requirement
-            if target.skill == skill
-        )
-        for skill in scenario.data.skills
-    }
+    scenarios = [
+        load_scenario(chosen.scenario, [*chosen.set, f"scenario.seed={seed}"])
+        for seed in range(chosen.seeds)
+    ]
+    found = [measure(scenario) for scenario in scenarios]
     print(f"accuracy on the ministry's test set, {chosen.seeds} seeds: mean, deviation, worst")
-    for row, by_skill in found.items():
-        for skill, values in by_skill.items():
-            print(
-                f"{row:26} {skill:10} {np.mean(values):.3f} {np.std(values):.3f} "
-                f"{min(values):.3f}   targets: {wanted[skill]}"
-            )
-
-
-def training_sets(dealt: Mapping[str, Spread], audited: Collection[str]) -> dict[str, dict[str, Batch]]:
-    """Return the three choices of rows to train on, by skill."""
-
-    def rows(data: SkillData) -> Batch:
-        return data.train_x, data.train_y
-
-    def largest(nodes: Mapping[str, SkillData]) -> SkillData:
-        return max((d for n, d in nodes.items() if n in audited), key=lambda d: d.samples)
-
-    return {
-        "audited hospitals, pooled": {
-            s: joined(rows(d) for n, d in of.nodes.items() if n in audited)
-            for s, of in dealt.items()
-        },
-        "every hospital, pooled": {
-            s: joined(rows(d) for d in of.nodes.values()) for s, of in dealt.items()
-        },
-        "largest hospital alone": {s: rows(largest(of.nodes)) for s, of in dealt.items()},
-    }
+    for skill, name in sorted(found[0]):
+        values = [figures[skill, name] for figures in found]
+        print(f"{skill:10} {name:24} {np.mean(values):7.3f} {np.std(values):.3f} {min(values):.3f}")
+    for packet in scenarios[0].packets:
+        wanted = ", ".join(f"{t.skill} {t.value:.2f}" for t in packet.requirement)
+        print(f"the {packet.name} wants {wanted}")
 
 
 if __name__ == "__main__":
