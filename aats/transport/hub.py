@@ -43,14 +43,16 @@ class SocketThread(threading.Thread):
         self._numbers = itertools.count()
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_r.setblocking(False)
-        self._wake_w.setblocking(False)
         self._poller.register(self._wake_r, zmq.POLLIN)
         self._is_stopping = False
+        self._is_woken = False
 
     def call(self, callback: Callback) -> None:
         """Run `callback` on the thread, soon."""
         self._calls.append(callback)
-        self._wake()
+        if not self._is_woken:
+            self._is_woken = True
+            self._wake_w.send(b"\0")
 
     def call_and_wait(self, callback: Callback) -> None:
         """Run `callback` on the thread and wait until it has run."""
@@ -96,12 +98,6 @@ class SocketThread(threading.Thread):
         elif sock in self._poller:
             self._poller.unregister(sock)
 
-    def _wake(self) -> None:
-        try:
-            self._wake_w.send(b"\0")
-        except BlockingIOError:
-            return  # as many wake-ups are waiting as the pipe takes: one is enough
-
     def _end(self) -> None:
         self._is_stopping = True
 
@@ -111,6 +107,7 @@ class SocketThread(threading.Thread):
             for sock, flags in self._poller.poll(self._timeout_ms()):
                 if sock == self._wake_r.fileno():
                     self._wake_r.recv(4096)
+                    self._is_woken = False  # before the calls are taken: none is left behind
                     continue
                 if flags & zmq.POLLOUT:
                     self._run(self._writers.get(sock))

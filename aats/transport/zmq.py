@@ -34,6 +34,9 @@ EVENTS_WAITING = 1024
 QUIET_S = 10.0
 """The same notice about the same peer is given once in so many seconds."""
 NOTICES_KEPT = 1024
+RETRY_S = 0.1
+"""Until a neighbour that refused us is tried again; doubled up to `RETRY_MAX_S`."""
+RETRY_MAX_S = 10.0
 _TURN = 64
 """Messages read before the event loop serves others."""
 _LINK_EVENTS = (
@@ -53,6 +56,8 @@ class _Link:
     socket: Socket
     monitor: Socket
     is_up: bool = False
+    refusals: int = 0
+    """Handshakes that failed in a row."""
     pacer: Pacer | None = None
     delayed: deque[bytes] = field(default_factory=deque)
 
@@ -131,8 +136,10 @@ class ControlLane:
         Raises:
             LocalError: If the directory has no address or key for it.
         """
-        if peer in self._links:
-            return
+        if peer not in self._links:
+            self._dial(peer)
+
+    def _dial(self, peer: NodeId, refusals: int = 0) -> None:
         endpoint = self._directory.get(peer)
         dealer = self._socket(zmq.DEALER)
         if self._keys is None:
@@ -145,7 +152,8 @@ class ControlLane:
             dealer.close()
             raise LocalError(f"directory: {peer} has no CURVE key, but this network is encrypted")
         pacer = None if self._shaping is None else Pacer(self._shaping(peer))
-        link = _Link(dealer, dealer.get_monitor_socket(_LINK_EVENTS), pacer=pacer)
+        monitor = dealer.get_monitor_socket(_LINK_EVENTS)
+        link = _Link(dealer, monitor, refusals=refusals, pacer=pacer)
         self._links[peer] = link
         self._watch(link.monitor, lambda: self._read_monitor(peer))
         try:
@@ -326,10 +334,18 @@ class ControlLane:
         if event in (zmq.Event.HANDSHAKE_SUCCEEDED, zmq.Event.DISCONNECTED):
             is_up = event is zmq.Event.HANDSHAKE_SUCCEEDED
             if is_up != link.is_up:
-                link.is_up = is_up
+                link.is_up, link.refusals = is_up, 0
                 self._emit(LinkChanged(peer, up=is_up))
         else:
             self._notice("control.denied", peer, peer=peer, reason=str(event.name))
+            # libzmq never tries again after a failed handshake; the peer may learn of us yet.
+            delay_s = min(RETRY_S * 2**link.refusals, RETRY_MAX_S)
+            self._loop.call_later(delay_s, self._redial, peer, link)
+
+    def _redial(self, peer: NodeId, link: _Link) -> None:
+        if self._links.get(peer) is link and not link.is_up:
+            self.disconnect(peer)
+            self._dial(peer, link.refusals + 1)
 
     # --- telling ------------------------------------------------------------------------------
 

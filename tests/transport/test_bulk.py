@@ -312,7 +312,9 @@ def test_a_node_that_encrypts_sends_nothing_in_the_clear(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "ranges", [((0, (1 << 64) - 1),), ((8, 4),), ((64, 128), (0, 32))], ids=["outside", "back", "order"]
+    "ranges",
+    [((0, (1 << 64) - 1),), ((8, 4),), ((64, 128), (0, 32))],
+    ids=["outside", "back", "order"],
 )
 def test_a_ticket_that_asks_for_what_is_not_there_is_refused(
     world: World, ranges: tuple[tuple[int, int], ...]

@@ -212,6 +212,21 @@ async def test_an_oversize_message_is_refused_here_and_cut_off_there() -> None:
             monitor.close()
 
 
+async def test_a_neighbour_that_comes_to_know_us_later_lets_us_in() -> None:
+    async with world() as w:
+        b = await w.lane(B)
+        stranger = Directory(w.directory)
+        keys = CurveKeys.generate()
+        a = ControlLane(A, ANY, stranger, keys, [B], hub=w.hub)
+        w.lanes.append(a)
+        await a.start()
+        await until(a, lambda e: isinstance(e, Notice) and e.name == "control.denied")
+        w.directory.add(Endpoint(A, a.address, curve_key=keys.public))
+        await until(a, lambda e: e == LinkChanged(B, up=True))
+        assert a.send(B, b"at last")
+        assert await until(b, is_message) == Incoming(A, Kind.MESSAGE, b"at last")
+
+
 async def test_a_full_queue_drops_and_says_so() -> None:
     async with world() as w:
         a = await w.lane(A, shaping=lambda peer: LinkShape(latency_s=60.0))
