@@ -181,9 +181,13 @@ class Pool:
         Raises:
             StoreFullError: If the disk has no room.
         """
+        return self.reuse(path, size) or Arena.create(path, size)
+
+    def reuse(self, path: Path, size: int) -> Arena | None:
+        """Return a waiting arena of about `size` bytes, now at `path`; None if there is none."""
         fitting = [a for a in self._free if size <= a.size <= 2 * size + CHUNK_BYTES]
-        if not fitting:
-            return Arena.create(path, size)
+        if size == 0 or not fitting:
+            return None
         arena = min(fitting, key=lambda a: a.size)
         self._free.remove(arena)
         arena.rename(path)

@@ -66,7 +66,7 @@ from aats.node.journal import Journal
 from aats.node.lanes import Lanes
 from aats.node.shard import FILE_NAME, save_data
 from aats.node.spec import IDENTITY_FILE, DaemonSpec
-from aats.node.tasks import VisitResult, VisitTask
+from aats.node.tasks import Result, Task, VisitResult, VisitTask
 from aats.node.worker import Job, given_directory
 from aats.packet import Header, Plugin
 from aats.payload import Payload
@@ -433,6 +433,7 @@ class Daemon:
         compute = self._core.config.compute
         header: Header | None = getattr(task, "header", None)
         payload = self._store.payload_path(self._key_of(header)) if header else None
+        visited = header.manifest.total if header and isinstance(task, VisitTask) else 0
         job = Job(
             number=number,
             node=self.spec.node,
@@ -441,7 +442,7 @@ class Daemon:
             kind=type(task).__name__,
             task=encode_task(task),
             payload=str(payload or ""),
-            outcome=str(self._store.outcome_path(number)),
+            outcome=str(self._store.outcome_path(number, visited)),
             settings=self.spec.work,
             watts=compute.joules_per_sample * compute.samples_per_s,
         )
@@ -450,15 +451,16 @@ class Daemon:
             if isinstance(task, VisitTask):
                 self._fault.reach(Moment.WORKING, task.header.hop)
 
-        event: TaskFinished | TaskFailed
+        event: TaskFinished | TaskFailed | None = None
         try:
             event = await self._workers().run(job, command.timeout_s, started)
         except TaskError as e:
-            self._store.discard_outcome(number)
             self._journal.log.warning("task.failed", task=number, reason=str(e))
             event = TaskFailed(number, str(e))
         finally:
             self._running.pop(number, None)
+            if not isinstance(event, TaskFinished) or not _changed(task, event.result):
+                self._store.discard_outcome(number)
         self._put(event)
         if isinstance(event, TaskFinished) and isinstance(event.result, VisitResult):
             self._measure(event.result.samples, event.spending.seconds)
@@ -470,3 +472,12 @@ class Daemon:
         said = config.compute.samples_per_s
         if said and not said / SPEED_CHANGE <= speed <= said * SPEED_CHANGE:
             self._put(DataChanged(config.data, replace(config.compute, samples_per_s=speed)))
+
+
+def _changed(task: Task, result: Result) -> bool:
+    """Return whether a task has left tensors."""
+    return (
+        isinstance(task, VisitTask)
+        and isinstance(result, VisitResult)
+        and result.manifest != task.header.manifest
+    )

@@ -342,6 +342,7 @@ def _main(arguments: list[str]) -> None:
 
     fork_safe_warmup()
     preload_plugins()
+    worker.rehearse()
     mains: dict[str, ChildMain] = {"daemon": host.child_main, "worker": worker.child_main}
     serve(socket.socket(fileno=fd), mains[role])
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -60,6 +61,7 @@ class Hostile:
         if self.how == "raise":
             raise RuntimeError("no")
         if self.how == "segfault":
+            faulthandler.disable()
             ctypes.string_at(0)
         if self.how == "exit":
             os._exit(0)
