@@ -19,20 +19,19 @@ from aats.ids import NodeId, new_packet_id
 from aats.installed import load_agent, load_policy
 from aats.learning.method import seed_of
 from aats.learning.partition import Part, Spread, spread
-from aats.learning.weights import initial_payload
 from aats.node.core import NodeCore
 from aats.node.desk import CoreConfig
 from aats.node.spec import WorkSettings
-from aats.packet import Header, Mandate, Owner
-from aats.payload import MODEL, Payload
+from aats.packet import Header
+from aats.payload import Payload
 from aats.roles.data import Batch, NodeData
 from aats.roles.mpvu import TestSet
+from aats.roles.owner import make_packet
 from aats.roles.runner import TaskContext
 from aats.sim.link import LinkSpec
 from aats.sim.network import SimulatedWorld, Sink
 from aats.sim.node import NodeParts, Pace
 from aats.sim.worker import worker_factory
-from aats.wire import sign_mandate
 
 ID_EPOCH_MS = 1_735_689_600_000
 """Time in the ids of a scenario's packets (2025-01-01): one seed gives the same ids in every
@@ -159,33 +158,27 @@ def build_packets(
     for number, config in enumerate(scenario.packets):
         owner = identity(config.owner)
         seed = seed_of("packet", f"{scenario.seed}/{number}")
-        mandate = sign_mandate(
-            Mandate(
-                id=new_packet_id(ID_EPOCH_MS, random.Random(seed)),
-                kind=config.kind,
-                owner=Owner(config.owner, owner.public_key),
-                created=created,
-                deadline=created + config.after_s + config.deadline_s,
-                requirement=config.requirement,
-                budget=config.budget.cost,
-                architecture=config.model,
-                method=config.method,
-                policy=config.policy,
-                seed=seed,
-                label=config.name,
-            ),
-            owner,
-        )
         load_policy(config.policy)  # a wrong parameter is told now, not at the first stop
         skills = {t.skill for t in config.requirement}
-        reference = {s: b for s, b in plan.reference.items() if s in skills}
         try:
-            payload = initial_payload(config.model, seed, reference)
+            header, payload = make_packet(
+                owner,
+                config.model,
+                config.requirement,
+                created=created,
+                kind=config.kind,
+                method=config.method,
+                policy=config.policy,
+                budget=config.budget.cost,
+                deadline=created + config.after_s + config.deadline_s,
+                reference={s: b for s, b in plan.reference.items() if s in skills},
+                seed=seed,
+                label=config.name,
+                packet=new_packet_id(ID_EPOCH_MS, random.Random(seed)),
+            )
         except ModelError as error:
             place = f"packets[{number}].model"
             raise ScenarioError(place, config.model.name, str(error)) from error
-        version = payload.manifest.version(MODEL)
-        header = Header(mandate, version=version, base=version, manifest=payload.manifest)
         packets.append(PacketPlan(header, payload, config.after_s))
     return packets
 

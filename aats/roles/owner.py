@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from math import inf
 
 from aats.identity import Identity
-from aats.ids import new_packet_id
+from aats.ids import PacketId, new_packet_id
 from aats.learning.weights import initial_payload
 from aats.packet import (
     UNLIMITED,
@@ -42,6 +42,7 @@ def make_packet(
     payload: Payload | None = None,
     seed: int = 0,
     label: str = "",
+    packet: PacketId | None = None,
 ) -> tuple[Header, Payload]:
     """Return a signed packet, ready to be submitted at its owner's node.
 
@@ -57,15 +58,16 @@ def make_packet(
         deadline: When it goes home whatever it has, in seconds of the same clock.
         reference: Per skill the owner's small trusted set (x, y), sent along to judge visits.
         payload: Its tensors; None for a fresh model and the reference set.
-        seed: Of everything random about it, its id included.
+        seed: Of everything random about it.
         label: A name for people.
+        packet: Its id; None for one made of `created` and `seed`.
 
     Raises:
         ModelError: If the architecture is unknown or its config wrong.
     """
     tensors = payload or initial_payload(architecture, seed, reference)
     mandate = Mandate(
-        id=new_packet_id(int(created * 1000), random.Random(seed)),
+        id=packet or new_packet_id(int(created * 1000), random.Random(seed)),
         kind=kind,
         owner=Owner(owner.node, owner.public_key),
         created=created,
