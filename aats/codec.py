@@ -12,7 +12,6 @@ import operator
 import re
 import sys
 import types
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from dataclasses import field as dataclass_field
@@ -34,6 +33,8 @@ COUNT = (0, (1 << 63) - 1)
 _DESTINATION = re.compile(r"(final)?(dest(ination)?|dst|target(node|host)|next(hop|stop|node))s?")
 """Keys, without '_', '-' and case, that no free dictionary may have: an AI packet has no
 destination, and none may be smuggled into its parameters."""
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 Convert = Callable[[Any], Any]
 
@@ -133,13 +134,14 @@ def _raw(value: Any, sizes: tuple[int, ...], what: str) -> bytes:
 
 
 def _pack_packet_id(value: Any) -> bytes:
-    try:
-        packet = uuid.UUID(value)
-    except (TypeError, ValueError, AttributeError):
-        raise Fault(f"{_show(value)} is no packet id (a UUID)") from None
-    if str(packet) != value:
+    if type(value) is not str or not _UUID.fullmatch(value):
         raise Fault(f"{_show(value)} is no packet id (a UUID in canonical form)")
-    return packet.bytes
+    return bytes.fromhex(value.replace("-", ""))
+
+
+def _unpack_packet_id(value: Any) -> str:
+    digits = _raw(value, (16,), "packet id").hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def _enum(kind: type[Enum]) -> Codec:
@@ -190,9 +192,7 @@ _LEAVES: dict[Any, Codec] = {
     bytes: Codec(_pack_bytes, _exactly(bytes)),
     bool: Codec(_exactly(bool), _exactly(bool)),
     NodeId: Codec(_node_id, _node_id),
-    PacketId: Codec(
-        _pack_packet_id, lambda value: str(uuid.UUID(bytes=_raw(value, (16,), "packet id")))
-    ),
+    PacketId: Codec(_pack_packet_id, _unpack_packet_id),
     Version: Codec(
         lambda value: _pack_hex(value, (0, 32), _HASH),
         lambda value: _raw(value, (0, 32), _HASH).hex(),

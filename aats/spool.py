@@ -388,20 +388,27 @@ class Part:
         """
         if self._waiting:
             raise WireError(f"payload: {len(self._waiting)} of {len(self.chunks)} chunks missing")
-        end = 0
         for t in self.manifest.tensors:
             if t.name not in self._right:
                 data = self._view[t.offset : t.offset + t.size] if self._view is not None else b""
                 self._check(t, digest(data))
-            if t.offset > end and self._view is not None:
-                self._view[end : t.offset] = 0
-            end = t.offset + t.size
+        if self._view is not None:
+            clear_padding(self._view, self.manifest)
         self.is_complete = True
 
     def close(self) -> None:
         """Let go of the arena; nothing more can be written."""
         self._view = None
         self._progress = None
+
+
+def clear_padding(arena: Bytes, manifest: Manifest) -> None:
+    """Zero what lies between tensors: a recycled file has another packet's bytes there."""
+    end = 0
+    for t in manifest.tensors:
+        if t.offset > end:
+            arena[end : t.offset] = 0
+        end = t.offset + t.size
 
 
 def copy_known(
@@ -421,6 +428,6 @@ def copy_known(
 
 
 __all__ = [
-    "CHUNK_BYTES", "Arena", "Chunk", "Part", "Pool", "Progress", "Range", "copy_known",
-    "map_private", "merge", "plan", "size_of",
+    "CHUNK_BYTES", "Arena", "Chunk", "Part", "Pool", "Progress", "Range", "clear_padding",
+    "copy_known", "map_private", "merge", "plan", "size_of",
 ]  # fmt: skip

@@ -37,7 +37,17 @@ from aats.ids import CustodyKey, PacketId
 from aats.lineage import Record
 from aats.node.events import CustodyRow
 from aats.payload import Manifest, Payload, TensorSpec
-from aats.spool import Arena, Part, Pool, Progress, copy_known, map_private, merge, plan
+from aats.spool import (
+    Arena,
+    Part,
+    Pool,
+    Progress,
+    clear_padding,
+    copy_known,
+    map_private,
+    merge,
+    plan,
+)
 
 SEEN_KEPT = 10_000
 """Keys of dropped copies remembered; the oldest fall out."""
@@ -341,6 +351,8 @@ class NodeStore:
             raise LocalError(f"{path}: the task has left no tensors") from error
         if arena.size < manifest.total:
             raise LocalError(f"{path}: {arena.size} bytes, its manifest says {manifest.total}")
+        view = arena.view(manifest.total, writable=True)
+        clear_padding(np.frombuffer(view, np.uint8), manifest)
         arena.rename(self.spool / f"{key}.{token_hex(4)}.pkt")
         return arena
 

@@ -125,6 +125,7 @@ class BulkLane:
         self._thread = self._hub.thread
         self._router: zmq.Socket[bytes] | None = None
         self._dealers: OrderedDict[NodeId, zmq.Socket[bytes]] = OrderedDict()
+        self._dialled: dict[NodeId, str] = {}
         self._receptions: dict[bytes, _Reception] = {}
         self._transfers: dict[tuple[NodeId, CustodyKey], _Transfer] = {}
         self._tickets: OrderedDict[tuple[NodeId, CustodyKey], Ticket] = OrderedDict()
@@ -454,19 +455,21 @@ class BulkLane:
             self._buffers.append(buffer)
 
     def _dealer(self, to: NodeId) -> zmq.Socket[bytes]:
-        dealer = self._dealers.get(to)
-        if dealer is not None:
+        address = self._directory.get(to).bulk
+        if to in self._dealers and self._dialled[to] != address:
+            self._hang_up(to)
+        if to in self._dealers:
             self._dealers.move_to_end(to)
-            return dealer
+            return self._dealers[to]
         dealer = self._hub.context.socket(zmq.DEALER)
         _bound(dealer, rcvhwm=1000)
         try:
-            dealer.connect(self._directory.get(to).bulk)
+            dealer.connect(address)
         except zmq.ZMQError as error:
             dealer.close(linger=0)
             raise LocalError(f"bulk address of {to}: {error}") from error
         self._thread.on_readable(dealer, lambda: self._take_replies(to))
-        self._dealers[to] = dealer
+        self._dealers[to], self._dialled[to] = dealer, address
         if len(self._dealers) > DEALERS_KEPT:
             busy = {transfer.to for transfer in self._transfers.values()}
             idle = next((peer for peer in self._dealers if peer not in busy), None)
