@@ -374,9 +374,8 @@ def main() -> int:
     heart = read_heart(str(chosen.root))
     print(f"data digest {heart.by_hospital().digest}, schema {heart.by_hospital().schema}")
     rows, bars = exactness(Hospitals.of(heart), chosen.root, chosen.seeds, chosen.world)
-    show(
-        "FLamby's split, percent accuracy (published Pooled Test: Pooled 79.53, FedAvg 74.80)", rows
-    )
+    title = "FLamby's split, percent accuracy (published Pooled Test: Pooled 79.53, FedAvg 74.80)"
+    show(title, [readable(row) for row in rows])
     if chosen.splits:
         more, more_bars = fresh_splits(chosen.root, chosen.splits)
         title = f"{chosen.splits} fresh splits, and the paired difference per patient"
