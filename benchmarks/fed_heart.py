@@ -50,6 +50,8 @@ CAVEATS = """\
 Read these figures with care:
 - FedAvg's published learning rate (0.001) is too small; tuned to 0.01 it is as accurate as the
   packet. The claim is equal accuracy with 7 times fewer transfers and 6 times fewer updates.
+- The packet's settings were chosen on FLamby's split: the fair comparison is --splits, on fresh
+  ones. Transfers count every link travelled, the way from the owner and home included.
 - "Pooled Test" scales all patients by pooled figures that models trained across hospitals never
   saw; the scores per hospital use each hospital's own.
 - The mean of four hospitals and the mean per patient can rank methods in opposite order: equal
