@@ -74,5 +74,13 @@ def next_epoch(epoch: int, node: NodeId) -> int:
     Two nodes that regenerate one packet without knowing of each other raise it to different
     epochs (but for one pair of nodes in ten thousand), so that one of the two copies wins.
     """
-    tie = int.from_bytes(blake3(node.encode()).digest(8), "little") % EPOCH_STEP
-    return (epoch // EPOCH_STEP + 1) * EPOCH_STEP + tie
+    return (epoch // EPOCH_STEP + 1) * EPOCH_STEP + _tie(node)
+
+
+def raised_by(epoch: int, node: NodeId) -> bool:
+    """Return whether an epoch can be one that `node` raised."""
+    return epoch % EPOCH_STEP == _tie(node)
+
+
+def _tie(node: NodeId) -> int:
+    return int.from_bytes(blake3(node.encode()).digest(8), "little") % EPOCH_STEP

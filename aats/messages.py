@@ -223,6 +223,9 @@ class Relay:
     """Chosen by the asker; an answer repeats it."""
     ttl: int
     body: RelayBody = field(default_factory=lambda: SamplesAck("", 0))
+    signature: bytes = b""
+    """Of `src` over all but `ttl`: nobody on the way can speak for it. A probe has none (the
+    shell puts its tensors in), and says nothing that anybody believes."""
 
 
 Message = (

@@ -15,6 +15,8 @@ from aats.ids import CustodyKey, NodeId, PacketId, Version
 from aats.lineage import Record
 from aats.payload import Manifest
 
+TRAIL_LENGTH = 64
+"""Nodes kept in `Header.trail`; bounds the header's size."""
 JOURNAL_LENGTH = 128
 """Visits kept in the header; `Header.chain` has the whole story. Bounds the header's size."""
 PROBES_KEPT = 64
@@ -203,6 +205,9 @@ class Header:
     manifest: Manifest = Manifest()
     itinerary: tuple[NodeId, ...] = ()
     """Only if one was computed centrally; empty for a packet that steers itself."""
+    trail: tuple[NodeId, ...] = ()
+    """The nodes that had custody of it, each once, the latest last: they have a say in which of
+    its copies lives."""
     holder: NodeId = NodeId("")
     """Who signed this state."""
     signature: bytes = b""
@@ -263,6 +268,11 @@ class Header:
         fresh = {(s.skill, s.metric, s.source) for s in new}
         kept = tuple(s for s in self.skills if (s.skill, s.metric, s.source) not in fresh)
         return replace(self, skills=kept + new)
+
+    def moved_by(self, node: NodeId) -> Header:
+        """Return the header one hop on, `node` having had custody of it."""
+        trail = (*(n for n in self.trail if n != node), node)[-TRAIL_LENGTH:]
+        return replace(self, hop=self.hop + 1, trail=trail)
 
     def with_visit(self, entry: VisitEntry) -> Header:
         """Return the header with one more line in the journal (the oldest falls off)."""

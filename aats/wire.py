@@ -37,6 +37,8 @@ WIRE_VERSION = 1
 MAX_MESSAGE_BYTES = (2 << 20) - (4 << 10)
 """Largest control message: a relay with a probe's tensors. Fits one 2 MiB chunk frame."""
 MAX_HEADER_BYTES = 1 << 20
+MAX_OFFER_BYTES = 3 << 18
+"""A header on offer leaves room for what its receiver adds to it."""
 MAX_ADVERT_BYTES = 64 << 10
 MAX_EVENT_BYTES = 64 << 20
 """Events come from our own log; a start may carry every row of the store."""
@@ -63,7 +65,7 @@ TYPES: dict[int, type] = {
 _LIMITS: dict[type, int] = {
     ms.Flood: MAX_MESSAGE_BYTES,
     ms.Relay: MAX_MESSAGE_BYTES,
-    ms.Offer: MAX_HEADER_BYTES + (8 << 10),
+    ms.Offer: MAX_OFFER_BYTES,
     ev.CustodyRow: MAX_HEADER_BYTES + (16 << 10),
     ad.Advert: MAX_ADVERT_BYTES,
     **dict.fromkeys(get_args(ev.Event), MAX_EVENT_BYTES),
@@ -307,6 +309,14 @@ def decode_header(data: bytes | memoryview) -> Header:
     return header
 
 
+def can_be_offered(header: Header) -> bool:
+    """Return whether a header is small enough to be handed on, signature and path included."""
+    try:
+        return len(encode(header)) <= MAX_OFFER_BYTES - (32 << 10)
+    except WireError:
+        return False
+
+
 def encode_record(record: Record) -> bytes:
     """Return a ledger record as bytes."""
     return encode(record)
@@ -406,6 +416,36 @@ def check_header(header: Header, public_key: bytes) -> None:
     if not verify(public_key, _header_digest(header), header.signature):
         holder = header.holder or "anyone"
         raise SignatureError(f"packet {header.id}: header not signed by {holder}")
+
+
+_RELAY = b"aats relay 1\0"
+"""Keeps a relay's signature from standing for anything else."""
+
+
+def _relay_bytes(relay: ms.Relay) -> bytes:
+    return _RELAY + blake3(encode(replace(relay, ttl=0, signature=b""))).digest()
+
+
+def sign_relay(relay: ms.Relay, identity: Identity) -> ms.Relay:
+    """Return the request or answer signed by its source.
+
+    Raises:
+        ValueError: If `identity` is not the source's.
+    """
+    if relay.src != identity.node:
+        raise ValueError(f"relay of {relay.src} cannot be signed by {identity.node}")
+    return replace(relay, signature=identity.sign(_relay_bytes(relay)))
+
+
+def check_relay(relay: ms.Relay, public_key: bytes) -> None:
+    """Check the source's signature.
+
+    Raises:
+        SignatureError: If it does not hold.
+    """
+    if not verify(public_key, _relay_bytes(relay), relay.signature):
+        kind = type(relay.body).__name__
+        raise SignatureError(f"{kind} {relay.request[:80]!r}: not signed by {relay.src}")
 
 
 def sign_advert(advert: ad.Advert, identity: Identity, age_s: float = 0.0) -> ad.SignedAdvert:

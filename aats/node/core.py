@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 
+from aats.advert import Advert
 from aats.errors import RemoteError
 from aats.identity import Identity
 from aats.ids import CustodyKey, NodeId
@@ -146,7 +147,7 @@ class NodeCore:
         """Return the state as plain values: equal cores give equal snapshots."""
         return {
             "neighbours": dict(self._desk.neighbours),
-            "news": {p: (n.epoch, n.done) for p, n in self._desk.news.items()},
+            "news": self._desk.news.snapshot(),
             "own_seq": self._desk.links.own_seq,
             "adverts": {o: a.seq for o, (a, _) in self._desk.links.adverts(self._desk.now).items()},
             "copies": {
@@ -166,7 +167,7 @@ class NodeCore:
         desk.links.restore(self._seq_saved)
         for notice in decode_notices(state.get("notices", b"")):
             desk.own_notices[notice.packet] = notice
-            desk.learn(notice.packet, notice.epoch, done=notice.done)
+            desk.news.know(notice.packet, notice.epoch, done=notice.done)
         desk.advertise()
         self._journey.restore(event.rows, event.seen)
         self._requests.give_samples()
@@ -193,7 +194,7 @@ class NodeCore:
             case Ask():
                 journey.spares.asked(sender, message)
             case Superseded(key=key):
-                journey.held.hear(key.packet, key.epoch, done=False)
+                journey.held.hear(sender, key.packet, key.epoch, done=False)
             case Relay():
                 self._requests.receive(message)
 
@@ -228,12 +229,16 @@ class NodeCore:
             desk.map.apply(changes)
             desk.quiet_since = desk.now
             for known in changes.values():
-                for notice in known.advert.notices if known else ():
-                    self._journey.held.hear(notice.packet, notice.epoch, done=notice.done)
+                if known is not None:
+                    self._hear(known.advert)
             self._requests.give_samples()
         for rejection in desk.links.take_rejections():
             desk.trace("advert.rejected", origin=rejection.origin, sender=rejection.sender,
                        reason=rejection.reason)  # fmt: skip
+
+    def _hear(self, advert: Advert) -> None:
+        for notice in advert.notices:
+            self._journey.held.hear(advert.origin, notice.packet, notice.epoch, done=notice.done)
 
     def _commands(self) -> list[Command]:
         desk = self._desk

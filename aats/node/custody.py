@@ -71,7 +71,8 @@ class Doing(StrEnum):
 class Probing:
     """Probes that a decision waits for."""
 
-    open: set[NodeId] = field(default_factory=set)
+    open: dict[NodeId, NodeId] = field(default_factory=dict)
+    """Candidate -> the node that answers for it."""
     scores: dict[NodeId, ProbeScores] = field(default_factory=dict)
     bytes: float = 0.0
     """Put on the wire by the probes so far."""
@@ -97,6 +98,8 @@ class Copy:
     decision: Probing | None = None
     asked: int = 0
     """Unanswered questions to the custodian (status SPARE)."""
+    outdated_by: int = 0
+    """Highest epoch for which a neighbour has refused it."""
 
     @property
     def key(self) -> CustodyKey:

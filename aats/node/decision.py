@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from math import inf
 
@@ -27,6 +28,8 @@ RETRY_MAX_S = 8.0
 """Cap of the doubling wait of a packet that finds no way."""
 PATIENCE = 3
 """Waits for another stop before the packet visits the same data once more."""
+MAX_PROBES = 32
+"""Probes of one decision, whatever the policy wants."""
 HOME_PATIENCE = 10
 """Waits at home for any stop to come into reach (about a minute) before the journey ends."""
 VISITS = RecordKind.TRAIN, RecordKind.ROLLED_BACK
@@ -51,9 +54,7 @@ class Decision:
             self._wait(copy, "the map to settle", desk.config.settle_s)
             return
         observation = self._observe(copy, {})
-        policy = desk.policies(header.mandate.policy)
-        rng = desk.decision_rng(header.mandate.seed, header.hop, header.epoch, "probe")
-        wanted = policy.wants_probes(observation, rng) if observation.phase is Phase.SEEK else []
+        wanted = self._wanted_probes(copy, observation)
         decision = copy.decision = Probing()
         copy.doing = Doing.PROBING
         for index in wanted:
@@ -86,7 +87,7 @@ class Decision:
             return
         ask = _ask(header, candidate.node)
         if not candidate.path:
-            decision.open.add(candidate.node)
+            decision.open[candidate.node] = desk.node
             desk.run("journey", (copy.key, candidate.node), ProbeTask(ask, header=header))
             return
         stop = candidate.path[-1]
@@ -95,15 +96,15 @@ class Decision:
             return
         request = f"probe/{copy.key}/{candidate.node}"
         if self._requests.ask_probe(request, stop, ask, None if minibatch else copy.key):
-            decision.open.add(candidate.node)
+            decision.open[candidate.node] = stop
             sent = RELAY_BYTES + (0 if minibatch else size)
             decision.bytes += sent * len(candidate.path)
 
     def probe_replied(self, request: str, sender: NodeId, reply: ProbeReply) -> None:
         """Take a reply to one of our probes; late ones are ignored."""
         for copy in list(self._held.copies.values()):
-            for candidate in copy.decision.open if copy.decision else ():
-                if request == f"probe/{copy.key}/{candidate}":
+            for candidate, stop in copy.decision.open.items() if copy.decision else ():
+                if request == f"probe/{copy.key}/{candidate}" and sender == stop:
                     assert copy.decision is not None
                     copy.decision.bytes += RELAY_BYTES + len(reply.tensors)
                     if reply.tensors and reply.scores is None:
@@ -113,6 +114,8 @@ class Decision:
                     return
 
     def _score_batch(self, copy: Copy, candidate: NodeId, reply: ProbeReply) -> None:
+        assert copy.decision is not None
+        copy.decision.open[candidate] = self._desk.node  # one answer is enough
         task = ProbeTask(_ask(copy.header, candidate), reply, copy.header)
         self._desk.run("journey", (copy.key, candidate), task)
 
@@ -122,7 +125,7 @@ class Decision:
         decision = copy.decision if copy else None
         if copy is None or decision is None or candidate not in decision.open:
             return
-        decision.open.discard(candidate)
+        del decision.open[candidate]
         scores = reply.scores
         if scores is not None:
             decision.scores[candidate] = scores
@@ -143,10 +146,7 @@ class Decision:
         observation = self._observe(copy, decision.scores)
         if decision.bytes or decision.scores:
             copy.change(Status.WORKED, header=_remembering(copy.header, decision, observation))
-        header = copy.header
-        policy = desk.policies(header.mandate.policy)
-        rng = desk.decision_rng(header.mandate.seed, header.hop, header.epoch, "choose")
-        choice = policy.choose(observation, rng)
+        choice = self._choice(copy, observation)
         candidate = observation.candidates[choice.index]
         self._trace_decision(copy, observation, choice)
         copy.doing = Doing.NOTHING
@@ -154,6 +154,41 @@ class Decision:
             self._go(copy, candidate.path, candidate)
         else:
             self._stay(copy, candidate, observation)
+
+    def _rng(self, header: Header, what: str) -> random.Random:
+        return self._desk.decision_rng(header.mandate.seed, header.hop, header.epoch, what)
+
+    def _wanted_probes(self, copy: Copy, seen: Observation) -> list[int]:
+        """Return the legal candidates that a policy wants probed; none if it fails."""
+        if seen.phase is not Phase.SEEK:
+            return []
+        try:
+            policy = self._desk.policies(copy.header.mandate.policy)
+            wanted = policy.wants_probes(seen, self._rng(copy.header, "probe"))
+        except Exception as error:  # noqa: BLE001 - a plug-in, with a stranger's parameters
+            self._failed(copy, error)
+            return []
+        legal = set(seen.legal())
+        return [i for i in dict.fromkeys(wanted) if i in legal][:MAX_PROBES]
+
+    def _choice(self, copy: Copy, seen: Observation) -> Choice:
+        """Return a policy's choice; if it fails or chooses what is not legal, the way home."""
+        legal = seen.legal()
+        try:
+            policy = self._desk.policies(copy.header.mandate.policy)
+            choice = policy.choose(seen, self._rng(copy.header, "choose"))
+            if choice.index in legal:
+                return choice
+            self._failed(copy, f"candidate {choice.index} is not one of {legal}")
+        except Exception as error:  # noqa: BLE001 - a plug-in, with a stranger's parameters
+            self._failed(copy, error)
+        kinds = [c.kind for c in seen.candidates]
+        return Choice(kinds.index(StopKind.HOME), "the policy failed: home")
+
+    def _failed(self, copy: Copy, reason: object) -> None:
+        self._desk.trace("policy.failed", packet=copy.key.packet, hop=copy.header.hop,
+                         policy=copy.header.mandate.policy.name,
+                         reason=f"{type(reason).__name__}: {reason}"[:300])  # fmt: skip
 
     def _go(self, copy: Copy, path: tuple[NodeId, ...], stop: Candidate) -> None:
         data_of = stop.node if stop.kind is StopKind.DATA else NodeId("")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from math import inf
 
-from aats.ids import CustodyKey, NodeId
+from aats.ids import CustodyKey, NodeId, raised_by
 from aats.messages import Accept, Custody, Offer, RefusalReason, Refuse
 from aats.node.commands import CancelTransfer, SaveCustody, SendPacket
 from aats.node.custody import Copy, Doing, Status
 from aats.node.desk import Desk
 from aats.node.events import TransferFailed
 from aats.node.holdings import Holdings
+from aats.node.news import in_reach
 from aats.node.steps import Steps
 from aats.packet import Cost
 from aats.wire import sign_header
@@ -32,7 +33,7 @@ class Departure:
             return
         header = copy.header
         cost = Cost(1, desk.now - copy.since, 0, 0)
-        header = replace(header, hop=header.hop + 1, spent=header.spent + cost)
+        header = replace(header.moved_by(desk.node), spent=header.spent + cost)
         copy.outgoing = sign_header(header, desk.identity)
         copy.tries = 0
         self._send_offer(copy)
@@ -80,14 +81,26 @@ class Departure:
         self._desk.trace("packet.refused", packet=message.key.packet, hop=copy.header.hop,
                          by=sender, reason=message.reason.value,
                          detail=message.detail)  # fmt: skip
-        if message.reason is RefusalReason.DONE:
-            self._held.hear(message.key.packet, message.epoch, done=True)
-        elif message.reason is RefusalReason.OLDER_EPOCH:
-            self._held.hear(message.key.packet, message.epoch, done=False)
+        if message.reason is RefusalReason.DONE or self._is_outdated(copy, message):
+            # Believed for this copy only, and passed on to nobody: whoever is handed a packet
+            # can end it, but not those that come after.
+            if in_reach(message.epoch, copy.header):
+                copy.outdated_by = max(copy.outdated_by, message.epoch)
+            self._held.bury(copy, done=False)
         else:
             # A refusal is a clear answer: the neighbour has not stored this key.
             copy.uncertain = False
             self._give_up(copy, message.reason.value)
+
+    def _is_outdated(self, copy: Copy, message: Refuse) -> bool:
+        """Return whether a refusal names an epoch that one with a say can have raised."""
+        header, epoch = copy.header, message.epoch
+        if message.reason is not RefusalReason.OLDER_EPOCH or epoch <= header.epoch:
+            return False
+        could = (header.mandate.owner.node, self._desk.node, *header.trail)
+        return in_reach(epoch, header) and (
+            self._held.is_origin(copy) or any(raised_by(epoch, node) for node in could)
+        )
 
     def transfer_failed(self, event: TransferFailed) -> None:
         """Offer again: the receiver resumes from what it has."""

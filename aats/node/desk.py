@@ -9,16 +9,20 @@ from dataclasses import dataclass, field
 from aats.advert import Advert, ComputeAdvert, DataAdvert, NodePolicy, Notice, Role
 from aats.identity import Identity
 from aats.ids import NodeId, PacketId
-from aats.messages import Message, Relay
+from aats.messages import Message, Relay, RelayBody
 from aats.node.commands import Command, RunTask, SaveState, SendMessage, Trace
-from aats.node.tasks import Task
+from aats.node.news import NewsBook
+from aats.node.tasks import BatchTask, ProbeTask, Task
 from aats.node.timers import Timers
 from aats.packet import Plugin
 from aats.routing.agent import Agent
 from aats.routing.policy import RoutePolicy
 from aats.topology.linkstate import LinkState
 from aats.topology.map import GlobalMap
+from aats.wire import sign_relay
 
+RELAY_TTL = 64
+"""Links a request may cross; far above the diameter of any area."""
 NOTICES_KEPT = 256
 """Newest notices of our own that our advert repeats; bounds the advert (about 60 bytes each)."""
 
@@ -71,14 +75,6 @@ class CoreConfig:
     """Until unacknowledged samples are sent again."""
 
 
-@dataclass(slots=True)
-class News:
-    """What is known of a packet's copies anywhere: the epoch alive, and whether it is home."""
-
-    epoch: int = 0
-    done: bool = False
-
-
 class Desk:
     """Shared state of one node core. Its parts write commands here; the core hands them out."""
 
@@ -100,7 +96,7 @@ class Desk:
         self.commands: list[Command] = []
         self.neighbours: dict[NodeId, float] = {}
         """Live neighbours and when each came up."""
-        self.news: dict[PacketId, News] = {}
+        self.news = NewsBook()
         self.own_notices: dict[PacketId, Notice] = {}
         self.tasks: dict[int, tuple[str, object]] = {}
         """Running tasks: who waits for it ("journey" or "requests"), and for what."""
@@ -123,6 +119,10 @@ class Desk:
         if to in self.neighbours:
             self.emit(SendMessage(to, message))
 
+    def say(self, to: NodeId, request: str, body: RelayBody) -> None:
+        """Send a signed request or answer to any node."""
+        self.route(sign_relay(Relay(self.node, to, request, RELAY_TTL, body), self.identity))
+
     def route(self, relay: Relay) -> None:
         """Send a request on its way by the map; without a way it is lost."""
         path = self.map.path(self.node, relay.dst, 0)
@@ -134,10 +134,15 @@ class Desk:
         self.emit(Trace(event, fields))
 
     def run(self, waiter: str, about: object, task: Task) -> int:
-        """Start a task; the part called `waiter` gets its outcome with `about`."""
+        """Start a task; the part called `waiter` gets its outcome with `about`.
+
+        A probe gets no longer than whoever asked will wait for it.
+        """
         self.last_task += 1
         self.tasks[self.last_task] = (waiter, about)
-        self.emit(RunTask(self.last_task, task, self.config.task_timeout_s))
+        is_probe = isinstance(task, ProbeTask | BatchTask)
+        limit_s = self.config.probe_timeout_s if is_probe else self.config.task_timeout_s
+        self.emit(RunTask(self.last_task, task, limit_s))
         return self.last_task
 
     def key_of(self, node: NodeId) -> bytes | None:
@@ -159,16 +164,8 @@ class Desk:
         while len(self.own_notices) > NOTICES_KEPT:
             self.own_notices.pop(next(iter(self.own_notices)))
         self.emit(SaveState("notices", encode_notices(self.own_notices.values())))
-        self.learn(packet, epoch, done=done)
+        self.news.know(packet, epoch, done=done)
         self.advertise()
-
-    def learn(self, packet: PacketId, epoch: int, *, done: bool) -> bool:
-        """Take in news of a packet; return whether it was new."""
-        news = self.news.setdefault(packet, News())
-        if epoch <= news.epoch and (news.done or not done):
-            return False
-        news.epoch, news.done = max(news.epoch, epoch), news.done or done
-        return True
 
     def advertise(self) -> None:
         """Originate our advert anew if its content changed."""

@@ -7,9 +7,12 @@ from aats.lineage import Record
 from aats.messages import Offer
 from aats.node.commands import CancelTask, CancelTransfer, DropCustody, SaveCustody
 from aats.node.custody import Copy, Doing, Status
-from aats.node.desk import Desk, News
+from aats.node.desk import Desk
 from aats.node.events import CustodyRow
+from aats.node.news import News
 
+FORGOTTEN = NodeId("?")
+"""Who brought a copy that was dropped before this node started: no longer known."""
 SEEN_KEPT = 10_000
 """Keys of dropped copies remembered to answer a repeated offer; oldest fall out."""
 
@@ -28,17 +31,17 @@ class Holdings:
         self._desk = desk
         self.copies: dict[CustodyKey, Copy] = {}
         self.incoming: dict[CustodyKey, Incoming] = {}
-        self.seen: dict[CustodyKey, None] = {}
+        self.seen: dict[CustodyKey, NodeId] = {}
+        """Keys of copies that are or were here, and who brought them."""
 
     def take(self, row: CustodyRow, records: tuple[Record, ...]) -> Copy:
         """Take custody of a packet, durably."""
         copy = Copy(row, since=self._desk.now)
         self.copies[row.key] = copy
-        self.seen[row.key] = None
+        self.seen[row.key] = row.sender
         while len(self.seen) > SEEN_KEPT:
             self.seen.pop(next(iter(self.seen)))
-        news = self._desk.news.setdefault(row.key.packet, News())
-        news.epoch = max(news.epoch, row.key.epoch)
+        self._desk.news.know(row.key.packet, row.key.epoch)
         self._desk.emit(SaveCustody(row, records))
         return copy
 
@@ -65,26 +68,34 @@ class Holdings:
         if self.incoming.pop(key, None):
             self._desk.emit(CancelTransfer(key))
 
-    def hear(self, packet: PacketId, epoch: int, *, done: bool) -> None:
-        """Take in news of a packet and act on it."""
-        if not self._desk.learn(packet, epoch, done=done):
-            return
-        self.drop_dead(packet)
+    def hear(self, speaker: NodeId, packet: PacketId, epoch: int, *, done: bool) -> None:
+        """Take in what another node says of a packet and act on it, if its word counts."""
+        if self._desk.news.hear(speaker, packet, epoch, done=done):
+            self.drop_dead(packet)
+
+    def news_of(self, copy: Copy) -> News:
+        """Return what counts for one of our copies."""
+        handed_to = copy.row.chosen[:1] if copy.status is Status.SPARE else ()
+        unneeded = copy.status in (Status.CACHED, Status.ORIGIN)
+        return self._desk.news.of(copy.header, handed_to, anyone=unneeded)
 
     def drop_dead(self, packet: PacketId) -> None:
         """Drop every copy that is no longer the living one, and every such offer."""
-        news = self._desk.news[packet]
         for copy in [c for c in self.copies.values() if c.key.packet == packet]:
-            finished = copy.status is Status.HOME
-            if finished or not (news.done or copy.header.epoch < news.epoch):
-                continue
-            if self.is_origin(copy) and not news.done:
-                self.shelve(copy)
-            else:
-                self.drop(copy)
-        for key in [k for k in self.incoming if k.packet == packet]:
-            if news.done or key.epoch < news.epoch:
+            news = self.news_of(copy)
+            if copy.status is not Status.HOME and (news.done or copy.header.epoch < news.epoch):
+                self.bury(copy, done=news.done)
+        for key, coming in list(self.incoming.items()):
+            news = self._desk.news.of(coming.offer.header)
+            if key.packet == packet and (news.done or key.epoch < news.epoch):
                 self.incoming_expired(key)
+
+    def bury(self, copy: Copy, *, done: bool) -> None:
+        """Drop a copy that is not the living one; our packet's first one only once it is home."""
+        if self.is_origin(copy) and not done:
+            self.shelve(copy)
+        else:
+            self.drop(copy)
 
     def is_origin(self, copy: Copy) -> bool:
         """Return whether this is the first copy of a packet of ours."""

@@ -18,9 +18,9 @@ from aats.node.commands import DeliverPacket, SaveCustody
 from aats.node.custody import Copy, Doing, Status
 from aats.node.decision import Decision
 from aats.node.departure import Departure
-from aats.node.desk import Desk, News
+from aats.node.desk import Desk
 from aats.node.events import CustodyRow
-from aats.node.holdings import Holdings
+from aats.node.holdings import FORGOTTEN, Holdings
 from aats.node.spares import Spares
 from aats.node.tasks import ProbeResult, Result, Spending
 from aats.node.work import Work, skills_of
@@ -47,14 +47,13 @@ class Journey:
 
     def restore(self, rows: Iterable[CustodyRow], seen: Iterable[CustodyKey]) -> None:
         """Resume what a restarted node holds."""
-        self.held.seen.update(dict.fromkeys(seen))
+        self.held.seen.update(dict.fromkeys(seen, FORGOTTEN))
         rows = tuple(rows)
         for row in rows:
             copy = Copy(row, since=self._desk.now, uncertain=bool(row.chosen))
             self.held.copies[row.key] = copy
-            self.held.seen[row.key] = None
-            news = self._desk.news.setdefault(row.key.packet, News())
-            news.epoch = max(news.epoch, row.header.epoch)
+            self.held.seen[row.key] = row.sender
+            self._desk.news.know(row.key.packet, row.header.epoch)
         for packet in dict.fromkeys(row.key.packet for row in rows):
             self.held.drop_dead(packet)
         for copy in list(self.held.copies.values()):

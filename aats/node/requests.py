@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from aats.advert import ProbeMode
+from aats.advert import ProbeMode, Role
+from aats.errors import SignatureError
 from aats.ids import CustodyKey, NodeId
 from aats.messages import (
     ProbeAsk,
@@ -21,7 +22,7 @@ from aats.messages import (
     Whereabouts,
 )
 from aats.node.commands import SendProbe
-from aats.node.desk import Desk
+from aats.node.desk import RELAY_TTL, Desk
 from aats.node.tasks import (
     AdoptResult,
     AdoptTask,
@@ -32,13 +33,14 @@ from aats.node.tasks import (
     ProbeTask,
     Result,
 )
+from aats.wire import check_relay
 
-RELAY_TTL = 64
-"""Links a request may cross; far above the diameter of any area."""
 RELAY_BYTES = 400
 """Size of a request without tensors, for the packet's account."""
 MAX_ANSWERING = 32
 """Requests worked on at a time; further ones are refused, not queued without bound."""
+MAX_ADOPTING = 8
+"""Samples (each up to a message's size) being taken in; who gave more gives again later."""
 
 ReplyHandler = Callable[[str, NodeId, ProbeReply], None]
 SeenHandler = Callable[[CustodyKey, NodeId], None]
@@ -54,6 +56,7 @@ class Requests:
         """(purpose, receiver) -> incarnation that has acknowledged our samples."""
         self._giving: set[tuple[str, NodeId]] = set()
         self._answering = 0
+        self._adopting: set[tuple[str, NodeId]] = set()
 
     # --- asking ---
 
@@ -84,16 +87,24 @@ class Requests:
         if relay.dst != self._desk.node:
             self._forward(relay)
             return
+        if isinstance(relay.body, ProbeAsk):
+            self._answer_probe(relay, relay.body)
+            return
+        public_key = self._desk.key_of(relay.src)
+        if public_key is None:
+            raise SignatureError(f"{relay.src} speaks, of whom no key is known")
+        check_relay(relay, public_key)
         match relay.body:
-            case ProbeAsk():
-                self._answer_probe(relay, relay.body)
             case ProbeReply():
                 self._on_reply(relay.request, relay.src, relay.body)
             case Samples():
                 self._adopt(relay, relay.body)
             case Whereabouts(key=key):
                 self._on_seen(key, relay.src)
-            case SamplesAck(purpose=purpose, incarnation=incarnation):
+            case SamplesAck(purpose=purpose, incarnation=incarnation) if (
+                purpose,
+                relay.src,
+            ) in self._giving:
                 self._given[purpose, relay.src] = incarnation
                 self._giving.discard((purpose, relay.src))
                 self._desk.timers.cancel(("give", purpose, relay.src))
@@ -103,7 +114,7 @@ class Requests:
             self._desk.route(replace(relay, ttl=relay.ttl - 1))
 
     def _reply(self, relay: Relay, body: RelayBody) -> None:
-        self._desk.route(Relay(self._desk.node, relay.src, relay.request, RELAY_TTL, body))
+        self._desk.say(relay.src, relay.request, body)
 
     def _answer_probe(self, relay: Relay, ask: ProbeAsk) -> None:
         mode = self._mode(ask.data_of)
@@ -125,8 +136,24 @@ class Requests:
         return ProbeMode.SCORE if allowed else ProbeMode.NONE
 
     def _adopt(self, relay: Relay, samples: Samples) -> None:
-        if samples.incarnation == self._desk.incarnation:
-            self._desk.run("requests", relay, AdoptTask(relay.src, samples))
+        what = samples.purpose, relay.src
+        is_full = len(self._adopting) >= MAX_ADOPTING or what in self._adopting
+        if samples.incarnation != self._desk.incarnation or is_full:
+            return
+        if not self._is_meant_for_us(*what):
+            self._desk.trace("samples.refused", giver=relay.src, note="it advertises no such gift")
+            return
+        self._adopting.add(what)
+        self._desk.run("requests", relay, AdoptTask(relay.src, samples))
+
+    def _is_meant_for_us(self, purpose: str, giver: NodeId) -> bool:
+        """Return whether the giver's own advert says that it gives us samples for this."""
+        here, advert = self._desk.node, self._desk.map.advert(giver)
+        if advert is None:
+            return False
+        if purpose == "verify":
+            return Role.MPVU in self._desk.config.roles and here in advert.policy.contributes_to
+        return purpose == "train" and any(data.delegate == here for data in advert.data)
 
     # --- outcomes of our tasks ---
 
@@ -139,6 +166,7 @@ class Requests:
             case Relay(body=Samples()) as relay, AdoptResult():
                 body = relay.body
                 assert isinstance(body, Samples)
+                self._adopting.discard((body.purpose, relay.src))
                 if not result.accepted:
                     self._desk.trace("samples.refused", giver=relay.src, note=result.note)
                 self._reply(relay, SamplesAck(body.purpose, body.incarnation))
@@ -153,6 +181,8 @@ class Requests:
             case Relay(body=ProbeAsk()) as relay:
                 self._answering -= 1
                 self._reply(relay, ProbeReply(refused=f"probe failed: {reason}"))
+            case Relay(body=Samples(purpose=purpose)) as relay:
+                self._adopting.discard((purpose, relay.src))
             case (str(purpose), str(receiver)):
                 self._giving.discard((purpose, NodeId(receiver)))
         self._desk.trace("request.failed", reason=reason)
@@ -181,13 +211,13 @@ class Requests:
         return advert.incarnation if advert and reachable else None
 
     def _give(self, purpose: str, receiver: NodeId, samples: Samples) -> None:
-        relay = Relay(self._desk.node, receiver, f"samples/{purpose}", RELAY_TTL, samples)
+        request = f"samples/{purpose}"
         if receiver == self._desk.node:
             self._given[purpose, receiver] = samples.incarnation
             self._giving.discard((purpose, receiver))
-            self._adopt(relay, samples)
+            self._adopt(Relay(receiver, receiver, request, 0, samples), samples)
             return
-        self._desk.route(relay)
+        self._desk.say(receiver, request, samples)
         at = self._desk.now + self._desk.config.contribute_s
         self._desk.timers.set(("give", purpose, receiver), at)
 

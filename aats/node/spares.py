@@ -11,7 +11,6 @@ from aats.messages import (
     Moved,
     RefusalReason,
     Refuse,
-    Relay,
     Superseded,
     Whereabouts,
 )
@@ -19,7 +18,6 @@ from aats.node.commands import SaveCustody
 from aats.node.custody import Copy, Status
 from aats.node.desk import Desk
 from aats.node.holdings import Holdings
-from aats.node.requests import RELAY_TTL
 from aats.node.steps import Steps
 
 
@@ -115,7 +113,7 @@ class Spares:
             return
         owner = copy.header.mandate.owner.node
         body = Whereabouts(copy.header.key)
-        desk.route(Relay(desk.node, owner, f"follow/{key}", RELAY_TTL, body))
+        desk.say(owner, f"follow/{key}", body)
         desk.timers.set(("follow", key), desk.now + desk.config.follow_s)
 
     def seen(self, key: CustodyKey, node: NodeId) -> None:
@@ -139,7 +137,8 @@ class Spares:
         Durable before anybody hears of it: an epoch that is told must have a copy.
         """
         desk = self._desk
-        epoch = max(copy.header.epoch, desk.news[copy.key.packet].epoch)
+        said = desk.news.of(copy.header, anyone=True).epoch
+        epoch = max(copy.header.epoch, said, copy.outdated_by)
         header = replace(copy.header, epoch=next_epoch(epoch, desk.node))
         row = copy.change(Status.WORKED, header=header, chosen=(), data_of=NodeId(""))
         desk.emit(SaveCustody(row))

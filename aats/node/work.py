@@ -19,6 +19,10 @@ from aats.packet import Cost, EstimateSource, Header, SkillEstimate, VisitEntry
 from aats.payload import MODEL
 from aats.routing.agent import Action
 from aats.topology.drrt import data_seq, wanted_skills
+from aats.wire import can_be_offered
+
+VERDICTS_KEPT = 10_000
+"""Packets whose verdicts are counted; those verified longest ago fall out."""
 
 
 class Work:
@@ -111,6 +115,9 @@ class Work:
             labels_used=result.labels_used, trained=result.trained,
             spent=old.spent + Cost(0, 0, 0, spending.joules), chain=(*old.chain, record),
         ).with_visit(entry)  # fmt: skip
+        if not can_be_offered(header):
+            self._refuse_visit(copy, "the header has grown too large to take another visit")
+            return
         changed = result.manifest != old.manifest
         desk.trace(
             "visit.finished", packet=old.id, hop=old.hop, action=result.action, note=result.note,
@@ -129,7 +136,9 @@ class Work:
 
     def _verified_by_us(self, copy: Copy, result: VerifyResult, spending: Spending) -> None:
         desk, old = self._desk, copy.header
-        self._verdicts[old.id] = self._verdicts.get(old.id, 0) + 1
+        self._verdicts[old.id] = self._verdicts.pop(old.id, 0) + 1
+        if len(self._verdicts) > VERDICTS_KEPT:
+            del self._verdicts[next(iter(self._verdicts))]
         signed = tuple(sign_verdict(old.id, e, desk.identity) for e in result.estimates)
         record = self.record(
             old, RecordKind.VERIFY, old.version, spending, metrics=metrics_of(signed),
@@ -140,6 +149,9 @@ class Work:
             old.with_estimates(signed), chain=(*old.chain, record),
             spent=old.spent + Cost(0, 0, 0, spending.joules),
         ).with_visit(entry)  # fmt: skip
+        if not can_be_offered(header):
+            self._refuse_visit(copy, "the header has grown too large to take another verdict")
+            return
         desk.trace("verdict", packet=old.id, hop=old.hop, skills=skills_of(header),
                    version=old.version, bytes=header.spent.bytes)  # fmt: skip
         self.worked(copy, header, (record,))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from aats.advert import ComputeAdvert, DataAdvert, NodePolicy, Role
+from aats.errors import ModelError
 from aats.identity import Identity
 from aats.ids import NodeId, new_packet_id
 from aats.messages import ProbeReply, ProbeScores, Samples
@@ -151,8 +152,10 @@ class TallyWorker:
 
 
 def _tally(payload: Payload) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    array = payload.arrays(f"{MODEL}tally")[f"{MODEL}tally"]
-    return np.array(array, np.float32)
+    arrays = payload.arrays(f"{MODEL}tally")
+    if not arrays:
+        raise ModelError("no tally")
+    return np.array(arrays[f"{MODEL}tally"], np.float32)
 
 
 def _frozen(payload: Payload) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
