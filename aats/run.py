@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from os import cpu_count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -31,6 +31,10 @@ from aats.options import Exit, Format, LaunchOptions, World
 from aats.packet import Header
 from aats.payload import Payload
 from aats.sim.network import SimulatedWorld
+
+if TYPE_CHECKING:
+    from aats.live import LiveWorld
+    from aats.node.forkserver import ForkServer
 
 EVENTS = "events.jsonl"
 
@@ -219,9 +223,21 @@ def run_simulated(scenario: Scenario, run_dir: Path | None, watch: Watch) -> Del
 
 async def run_live(scenario: Scenario, run_dir: Path, watch: Watch) -> Delivered:
     """Run a scenario with real daemons; return the packets that came home."""
-    from aats.live import LiveNode, LiveOptions, LiveWorld
+    from aats.node.forkserver import ForkServer
 
     check_live(scenario.faults)
+    server = ForkServer.spawn("daemon")  # it loads torch while the data are dealt out here
+    try:
+        return await _run_live(scenario, run_dir, watch, server)
+    finally:
+        await server.close()
+
+
+async def _run_live(
+    scenario: Scenario, run_dir: Path, watch: Watch, server: ForkServer
+) -> Delivered:
+    from aats.live import LiveNode, LiveOptions, LiveWorld
+
     watch.say("dealing the data out")
     plan = compose(scenario)
     live = scenario.live
@@ -234,12 +250,13 @@ async def run_live(scenario: Scenario, run_dir: Path, watch: Watch) -> Delivered
         custody=live.custody,
     )
     nodes = [LiveNode(n.core, n.data, n.links, n.work) for n in plan.nodes.values()]
+    prepared = LiveWorld(nodes, run_dir, options, server=server)
+    packets = build_packets(scenario, plan, prepared.identity, time.time())
     watch.say(f"starting {len(nodes)} daemons")
-    async with LiveWorld(nodes, run_dir, options) as world:
-        loop = asyncio.get_running_loop()
-        faults = FaultPlan(scenario.faults, _LiveBreaker(world, loop))
+    async with prepared as world:
+        faults = FaultPlan(scenario.faults, _LiveBreaker(world, asyncio.get_running_loop()))
         faults.start()
-        for packet in build_packets(scenario, plan, world.identity, time.time()):
+        for packet in packets:
             world.submit(packet.header, packet.payload, after_s=packet.after_s)
         async for event in world.events(scenario.scenario.limit_s):
             watch.event(event)
@@ -253,7 +270,7 @@ async def run_live(scenario: Scenario, run_dir: Path, watch: Watch) -> Delivered
 class _LiveBreaker:
     """A live world as a fault plan sees it."""
 
-    world: Any
+    world: LiveWorld
     loop: asyncio.AbstractEventLoop
 
     def later(self, after_s: float, act: Callable[[], None]) -> None:
