@@ -74,6 +74,9 @@ class Probing:
     open: dict[NodeId, NodeId] = field(default_factory=dict)
     """Candidate -> the node that answers for it."""
     scores: dict[NodeId, ProbeScores] = field(default_factory=dict)
+    since: float = 0.0
+    """When they were sent."""
+    answered: int = 0
     bytes: float = 0.0
     """Put on the wire by the probes so far."""
 
