@@ -23,6 +23,7 @@ import fcntl
 import os
 import sqlite3
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ from aats import wire
 from aats.errors import LocalError, StoreFullError, WireError
 from aats.ids import CustodyKey, PacketId
 from aats.lineage import Record
+from aats.node.custody import Status
 from aats.node.events import CustodyRow
 from aats.payload import Manifest, Payload, TensorSpec
 from aats.spool import (
@@ -49,6 +51,8 @@ from aats.spool import (
     plan,
 )
 
+PARTS_KEPT = 4
+"""Parts kept of transfers that broke off; a neighbour that always does so gets no more disk."""
 SEEN_KEPT = 10_000
 """Keys of dropped copies remembered; the oldest fall out."""
 _SCHEMA = """
@@ -122,14 +126,21 @@ class NodeStore:
         self._db = sqlite3.connect(
             root / "store.db", check_same_thread=False, isolation_level=None, timeout=5
         )
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute(f"PRAGMA synchronous={'FULL' if level == 'host' else 'NORMAL'}")
-        self._db.executescript(_SCHEMA)
         self._pool = Pool(self.spool)
         self._held: dict[CustodyKey, _Held] = {}
         self._rows: dict[CustodyKey, CustodyRow] = {}
         self._parts: dict[CustodyKey, Part] = {}
-        self._load()
+        self._left: OrderedDict[CustodyKey, None] = OrderedDict()
+        """Parts that were given up and could be resumed, the latest last."""
+        try:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute(f"PRAGMA synchronous={'FULL' if level == 'host' else 'NORMAL'}")
+            self._db.executescript(_SCHEMA)
+            self._load()
+        except sqlite3.Error as error:
+            self._db.close()
+            os.close(self._lock)
+            raise LocalError(f"{root / 'store.db'}: {error}") from error
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -137,6 +148,14 @@ class NodeStore:
         """Return every durable row."""
         with self._guard:
             return tuple(self._rows.values())
+
+    def has_had(self, key: CustodyKey) -> bool:
+        """Return whether a row of this key is here, or was here and was dropped."""
+        with self._guard:
+            found = self._db.execute(
+                "SELECT 1 FROM seen WHERE packet = ? AND hop = ? AND epoch = ?", _columns(key)
+            )
+            return key in self._rows or found.fetchone() is not None
 
     def seen(self) -> tuple[CustodyKey, ...]:
         """Return the keys of copies that were here and were dropped, oldest first."""
@@ -298,6 +317,18 @@ class NodeStore:
             part.close()
             if part.arena is not None and not self._progress_path(key).exists():
                 self._pool.give(part.arena)
+            elif part.arena is not None:
+                self._leave(key)
+
+    def _leave(self, key: CustodyKey) -> None:
+        """Keep a part for the next offer; of many the latest, lest they fill the disk."""
+        self._left[key] = None
+        self._left.move_to_end(key)
+        while len(self._left) > PARTS_KEPT:
+            old, _ = self._left.popitem(last=False)
+            if old not in self._parts:
+                self._progress_path(old).unlink(missing_ok=True)
+                (self.spool / f"{old}.part").unlink(missing_ok=True)
 
     def discard(self, key: CustodyKey) -> None:
         """Close a part and forget what has come of it (its bytes were wrong)."""
@@ -447,11 +478,13 @@ class NodeStore:
     def _load(self) -> None:
         rebooted = self._has_rebooted()
         lost, named = [], set()
-        for blob, name in self._db.execute("SELECT row, file FROM custody").fetchall():
-            row = wire.decode_row(blob)
-            held = _hold(self.spool / name if name else None, row.header.manifest, rebooted)
-            if held is None:
-                lost.append(row.key)
+        every = "SELECT packet, hop, epoch, row, file FROM custody"
+        for packet, hop, epoch, blob, name in self._db.execute(every).fetchall():
+            row = _row(blob)
+            path = self.spool / name if name else None
+            held = _hold(path, row.header.manifest, rebooted) if row else None
+            if row is None or held is None:
+                lost.append(CustodyKey(packet, hop, epoch))
                 continue
             named.add(name)
             self._rows[row.key], self._held[row.key] = row, held
@@ -480,6 +513,19 @@ class NodeStore:
             )
             if path.name not in named and not is_part:
                 path.unlink()
+        for path in sorted(self.spool.glob("*.part"), key=lambda p: p.stat().st_mtime):
+            packet, hop, epoch = path.stem.split(".")
+            self._leave(CustodyKey(PacketId(packet), int(hop), int(epoch)))
+
+
+def _row(blob: bytes) -> CustodyRow | None:
+    """Return a row as it lies in the database; None if it is damaged."""
+    try:
+        row = wire.decode_row(blob)
+        Status(row.status)
+    except (WireError, ValueError):
+        return None
+    return row
 
 
 def _hold(path: Path | None, manifest: Manifest, verify: bool) -> _Held | None:

@@ -22,7 +22,7 @@ from aats.node.events import CustodyRow
 from aats.packet import UNLIMITED, Architecture, Header, Mandate, Owner, PacketKind, Plugin
 from aats.payload import Manifest, Payload, pack
 from aats.spool import CHUNK_BYTES, POOL_FILES, Part, map_private, plan, size_of
-from aats.store import SEEN_KEPT, NodeStore
+from aats.store import PARTS_KEPT, SEEN_KEPT, NodeStore
 
 ME = Identity.from_seed(NodeId("a"), b"store")
 KEY = CustodyKey(new_packet_id(1, random.Random(1)), 3)
@@ -507,3 +507,47 @@ def test_what_a_row_says_is_what_the_wire_says(store: NodeStore) -> None:
     take(store, KEY, SMALL)
     blob = store._db.execute("SELECT row FROM custody").fetchone()[0]
     assert blob == wire.encode_row(store.rows()[0])
+
+
+# --- damage -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blob", [b"", b"junk", bytes(3)])
+def test_a_damaged_row_is_lost_and_the_others_are_not(store: NodeStore, blob: bytes) -> None:
+    take(store, KEY, SMALL)
+    take(store, OTHER, LARGE)
+    with store._transaction():
+        store._db.execute("UPDATE custody SET row = ? WHERE hop = ?", (blob, KEY.hop))
+    reopened(store)
+    assert [row.key for row in store.rows()] == [OTHER]
+    assert store.lost == (KEY,)
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "store.db").write_bytes(b"no database at all" * 1000)
+    with pytest.raises(LocalError, match=r"store\.db"):
+        NodeStore(tmp_path)
+    (tmp_path / "store.db").unlink()
+    NodeStore(tmp_path).close()
+
+
+def test_transfers_that_always_break_off_do_not_fill_the_disk(store: NodeStore) -> None:
+    keys = [replace(KEY, hop=hop) for hop in range(10, 10 + 3 * PARTS_KEPT)]
+    for key in keys:
+        receive(store.incoming(key, LARGE.manifest), LARGE, 1)
+        store.abandon(key)
+    left = {f"{key}{end}" for key in keys[-PARTS_KEPT:] for end in (".part", ".progress")}
+    assert files(store) == left
+    assert files(reopened(store)) == left
+    assert (
+        store.incoming(keys[-1], LARGE.manifest).num_waiting
+        == len(plan(((0, LARGE.manifest.total),))) - 1
+    )
+
+
+def test_a_key_is_known_while_it_is_here_and_after(store: NodeStore) -> None:
+    assert not store.has_had(KEY)
+    take(store, KEY, SMALL)
+    assert store.has_had(KEY)
+    store.drop(KEY)
+    assert store.has_had(KEY)

@@ -27,7 +27,7 @@ from aats.errors import LocalError, SignatureError, WireError
 from aats.identity import Identity
 from aats.ids import CustodyKey, NodeId
 from aats.installed import load_agent, load_policy
-from aats.messages import Offer
+from aats.messages import Message, Offer
 from aats.node import inbox
 from aats.node.commands import (
     CancelTask,
@@ -69,7 +69,7 @@ from aats.node.spec import IDENTITY_FILE, DaemonSpec
 from aats.node.tasks import Result, Task, VisitResult, VisitTask
 from aats.node.worker import Job, given_directory
 from aats.packet import Header, Plugin
-from aats.payload import Payload
+from aats.payload import MODEL, Payload
 from aats.roles.data import NodeData
 from aats.routing.agent import Agent
 from aats.routing.policy import RoutePolicy
@@ -85,7 +85,7 @@ from aats.transport.base import (
     TicketReady,
 )  # fmt: skip
 from aats.transport.hub import Hub
-from aats.wire import check_mandate, decode_message, encode_message, encode_task
+from aats.wire import can_be_offered, check_mandate, decode_message, encode_message, encode_task
 
 MAX_WAITING_FRAMES = 256
 """Frames taken from the control lane and not yet seen by the core; then the lane waits."""
@@ -183,14 +183,29 @@ class Daemon:
 
         Raises:
             SignatureError: If the mandate is not signed by its owner.
-            LocalError: If its owner is another node, or this one has stopped.
+            LocalError: If its owner is another node, its header or its tensors do not hold, its
+                policy is not installed here, or this node has stopped.
         """
+        self._check(header, payload)
+        try:
+            await asyncio.to_thread(payload.verify)
+        except WireError as e:
+            raise LocalError(f"packet {header.id}: {e}") from e
+        if not self._store.has_had(header.key):  # an inbox may be read twice after a crash
+            self._store.submit(header.key, payload)
+        await self._feed_and_wait(PacketSubmitted(header))
+
+    def _check(self, header: Header, payload: Payload) -> None:
         check_mandate(header.mandate)
         owner = header.mandate.owner.node
         if owner != self.spec.node:
             raise LocalError(f"packet {header.id}: its owner is {owner}, not {self.spec.node}")
-        self._store.submit(header.key, payload)
-        await self._feed_and_wait(PacketSubmitted(header))
+        if header.manifest != payload.manifest or header.version != payload.manifest.version(MODEL):
+            raise LocalError(f"packet {header.id}: its header is not that of its tensors")
+        if not can_be_offered(header):
+            raise LocalError(f"packet {header.id}: its header is larger than any node takes")
+        self._policies(header.mandate.policy)
+        self._agents(header.mandate.kind.value)
 
     async def delivered(self) -> AsyncIterator[Home]:
         """Yield this node's packets as they come home, until the node stops."""
@@ -261,6 +276,8 @@ class Daemon:
                 await self._carry_out(self._handle(event))
                 if isinstance(event, MessageReceived):
                     self._room.release()
+                    if isinstance(event.message, Offer):
+                        self._offers.pop(event.message.key, None)
                 if done is not None and not done.done():
                     done.set_result(None)
             due = self._core.next_deadline()
@@ -363,7 +380,7 @@ class Daemon:
         store, lanes = self._store, self._lanes
         match command:
             case SendMessage(to=to, message=message):
-                lanes.send(to, encode_message(message))
+                self._send(to, message)
                 if isinstance(message, Offer):
                     self._fault.reach(Moment.OFFERED, message.key.hop - 1)
             case Trace(event=name, fields=fields):
@@ -387,9 +404,16 @@ class Daemon:
             case CancelTransfer(key=key):
                 lanes.cancel(key)
             case SendProbe(to=to, relay=relay, source=source):
-                lanes.send(to, encode_message(fill_probe(relay, store.payload(source))))
+                self._send(to, fill_probe(relay, store.payload(source)))
             case DeliverPacket(header=header):
                 self._deliver(header)
+
+    def _send(self, to: NodeId, message: Message) -> None:
+        """Put a message on the control lane; one that no receiver would take is lost."""
+        try:
+            self._lanes.send(to, encode_message(message))
+        except WireError as e:
+            self._journal.trace("message.unsendable", {"to": to, "reason": str(e)})
 
     async def _save(self, command: SaveCustody) -> None:
         row = command.row
@@ -406,18 +430,24 @@ class Daemon:
                 self._fault.reach(Moment.RELEASED, row.key.hop)
 
     def _deliver(self, header: Header) -> None:
-        payload = self._store.payload(self._key_of(header))
+        key = self._key_of(header)
+        assert key is not None, "a packet that is home has a row"
+        payload = self._store.payload(key)
         inbox.put(self.spec.directory / inbox.HOME, header, payload)
         self._homes.put_nowait(Home(header, payload))
 
-    def _key_of(self, header: Header) -> CustodyKey:
-        """Return where the store has a header's tensors: its epoch may have risen since."""
+    def _key_of(self, header: Header) -> CustodyKey | None:
+        """Return where the store has a header's tensors, None if they are gone.
+
+        The header's epoch may have risen since they came.
+        """
         rows = [
             row
             for row in self._store.rows()
             if row.key.packet == header.id and row.header.manifest == header.manifest
         ]
-        return max(rows, key=lambda row: (row.key.hop == header.hop, row.key)).key
+        found = max(rows, key=lambda row: (row.key.hop == header.hop, row.key), default=None)
+        return found.key if found else None
 
     # --- tasks --------------------------------------------------------------------------------
 
@@ -432,7 +462,12 @@ class Daemon:
         number, task = command.task_id, command.task
         compute = self._core.config.compute
         header: Header | None = getattr(task, "header", None)
-        payload = self._store.payload_path(self._key_of(header)) if header else None
+        key = self._key_of(header) if header else None
+        if header and key is None:  # dropped between the command and now
+            self._running.pop(number, None)
+            self._put(TaskFailed(number, "the packet is gone"))
+            return
+        payload = self._store.payload_path(key) if key else None
         visited = header.manifest.total if header and isinstance(task, VisitTask) else 0
         job = Job(
             number=number,

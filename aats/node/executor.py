@@ -27,6 +27,8 @@ from aats.wire import decode_event
 MAX_ANSWER_BYTES = 1 << 28
 """A minibatch of raw samples is the largest answer."""
 _READ_BYTES = 1 << 18
+ASKED = frozenset({"ProbeTask", "BatchTask", "AdoptTask", "ContributeTask"})
+"""Kinds of tasks that nodes ask of each other."""
 
 
 class TaskError(LocalError):
@@ -50,14 +52,16 @@ class Executor:
 
     Args:
         server: The zygote, from `fork_zygote` or `ForkServer.spawn("worker")`.
-        slots: Tasks of one node that run at the same time; others wait.
+        slots: Tasks for packets, and again for other nodes' requests, that run at the same time
+            for one node; others wait.
     """
 
     def __init__(self, server: ForkServer, *, slots: int = 1) -> None:
         self._server = server
-        self._slots: defaultdict[NodeId, asyncio.Semaphore] = defaultdict(
+        self._slots: defaultdict[tuple[NodeId, bool], asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(slots)
         )
+        """By node, and apart for what others ask: their probes must not hold up its packets."""
         self._cores = asyncio.Semaphore(max(2, os.cpu_count() or 1))
         self._numbers = itertools.count(1)
         self._children: dict[str, _Child] = {}
@@ -88,7 +92,7 @@ class Executor:
         Raises:
             TaskError: Whatever went wrong, in words.
         """
-        async with self._slots[job.node], self._cores:
+        async with self._slots[job.node, job.kind in ASKED], self._cores:
             try:
                 return await self._run(job, timeout_s, started)
             except ForkServerLost as e:

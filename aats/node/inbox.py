@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from aats.errors import WireError
+from aats.errors import LocalError, WireError
 from aats.packet import Header
 from aats.payload import Payload
 from aats.spool import map_private
@@ -30,8 +30,16 @@ class Parcel:
     """Without the suffixes."""
 
     def payload(self) -> Payload:
-        """Return the tensors, mapped (a private copy)."""
-        data = map_private(self.path.with_suffix(_PAYLOAD), self.header.manifest.total)
+        """Return the tensors, mapped (a private copy).
+
+        Raises:
+            LocalError: If the file is missing or is not of the header's size.
+        """
+        path, total = self.path.with_suffix(_PAYLOAD), self.header.manifest.total
+        found = path.stat().st_size if path.exists() else 0
+        if found != total:
+            raise LocalError(f"{path}: {found} bytes, its header says {total}")
+        data = map_private(path, total)
         return Payload(self.header.manifest, data)
 
     def remove(self) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from aats.advert import ComputeAdvert, LinkAdvert, Role
 from aats.errors import LocalError, SignatureError
-from aats.ids import NodeId
+from aats.ids import NodeId, Version
 from aats.node import inbox
 from aats.node.daemon import Daemon, Home
 from aats.node.desk import CoreConfig
@@ -173,3 +173,33 @@ def test_a_spec_is_read_as_it_was_written(pair: Pair) -> None:
     path.write_text(path.read_text("utf-8").replace('"process"', '"cloud"'), "utf-8")
     with pytest.raises(LocalError, match=r"node\.json: .*cloud.*custody"):
         DaemonSpec.load(spec.directory)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100])
+async def test_a_parcel_whose_tensors_are_cut_short_is_put_aside(pair: Pair, cut: int) -> None:
+    directory = pair.specs[A].directory / inbox.INBOX
+    parcel = inbox.put(directory, *pair.packet())
+    file = parcel.path.with_suffix(".payload")
+    file.write_bytes(file.read_bytes()[:cut])
+    async with running(pair) as daemons:
+        daemons[A].poke()
+        await daemons[A].submit(*pair.packet())
+        await home(daemons[A])
+    assert [p.name for p in directory.iterdir() if p.suffix == ".broken"]
+
+
+async def test_what_no_node_would_take_is_told_at_once(pair: Pair) -> None:
+    header, payload = pair.packet()
+    flipped = Payload(payload.manifest, memoryview(bytearray(len(payload.arena))))
+    unknown = replace(header.mandate, policy=Plugin("teleport"))
+    unknown = sign_mandate(unknown, pair.layout.identities[A])
+    async with running(pair) as daemons:
+        with pytest.raises(LocalError, match="does not fit its digest"):
+            await daemons[A].submit(header, flipped)
+        with pytest.raises(LocalError, match="not that of its tensors"):
+            await daemons[A].submit(replace(header, version=Version("0" * 64)), payload)
+        with pytest.raises(LocalError, match="teleport"):
+            await daemons[A].submit(replace(header, mandate=unknown), payload)
+        await daemons[A].submit(header, payload)
+        await daemons[A].submit(header, payload)
+        await home(daemons[A])
