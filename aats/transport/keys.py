@@ -210,7 +210,8 @@ class ZapHandler:
         _, number, domain, address, _, mechanism = request[:6]
         node = None
         gate = self._gates.get(domain)
-        if gate is not None and mechanism == b"CURVE" and len(request) == 7:
+        is_curve = mechanism == b"CURVE" and len(request) == 7 and len(request[6]) == 32
+        if gate is not None and is_curve:
             node = gate(z85.encode(request[6]), address.decode("ascii", "replace"))
         if node is None:
             return [b"1.0", number, b"400", b"not in the directory", b"", b""]

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import queue
 import random
-import resource
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +21,11 @@ from aats.spool import CHUNK_BYTES
 from aats.store import NodeStore
 from aats.transport import bulk
 from aats.transport.base import BulkEvent, Notice, ReceptionFailed, TicketReady
-from aats.transport.bulk import WINDOW_CHUNKS, BulkLane
+from aats.transport.bulk import BulkLane
 from aats.transport.hub import Hub
 from aats.transport.keys import Directory, Endpoint
+from aats.transport.reception import Receiver
+from aats.transport.sending import WINDOW_CHUNKS, Sender
 from aats.transport.shape import LinkShape
 from aats.transport.ticket import HEAD_BYTES, TAG_BYTES, FrameKind, Ticket, pack_head
 
@@ -202,7 +204,7 @@ class Gate:
     def __call__(self) -> None:
         self.left -= 1
         if self.left == 0:
-            self.lane._cancel(self.key)
+            self.lane._forget(self.key)
             self.broken.set()
 
 
@@ -212,13 +214,13 @@ def test_a_broken_transfer_resumes_with_what_is_missing(
     a, b = world.node("a"), world.node("b")
     payload, key = tensors(1, v=7, w=5 * CHUNK_BYTES // 2), key_of(1)
     gate = Gate(b.lane, key.next(), 6)
-    place = BulkLane._place
+    place = Receiver._place
 
-    def counted(lane: BulkLane, *args: object) -> None:
-        place(lane, *args)  # type: ignore[arg-type]
+    def counted(receiver: Receiver, *args: object) -> None:
+        place(receiver, *args)  # type: ignore[arg-type]
         gate()
 
-    monkeypatch.setattr(BulkLane, "_place", counted)
+    monkeypatch.setattr(Receiver, "_place", counted)
     a.store.submit(key, payload)
     a.store.save(row_of(key, payload.manifest))
     b.lane.expect(a.name, key.next(), payload.manifest)
@@ -415,10 +417,6 @@ def test_a_cancelled_transfer_is_silent(world: World) -> None:
 def test_a_shaped_link_has_the_bandwidth_it_is_given(world: World) -> None:
     a = world.node("a", shaping=lambda peer: LinkShape(400e6, 0.01))
     b = world.node("b")
-    started = resource.getrusage(resource.RUSAGE_SELF)
-    del started
-    import time
-
     payload = tensors(1, w=CHUNK_BYTES)
     begin = time.monotonic()
     hop(a, b, payload, key_of(1))
@@ -440,14 +438,14 @@ def test_an_address_in_use_is_the_callers_mistake_and_named(world: World) -> Non
 def test_the_window_bounds_what_is_under_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = world.node("a"), world.node("b")
     most = 0
-    push = BulkLane._push
+    push = Sender._push
 
-    def counted(lane: BulkLane, transfer: object, *args: object) -> None:
+    def counted(sender: Sender, transfer: object, *args: object) -> None:
         nonlocal most
-        push(lane, transfer, *args)  # type: ignore[arg-type]
+        push(sender, transfer, *args)  # type: ignore[arg-type]
         most = max(most, len(transfer.under_way))  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(BulkLane, "_push", counted)
-    hop(a, b, tensors(1, w=5 * CHUNK_BYTES), key_of(1))
+    monkeypatch.setattr(Sender, "_push", counted)
+    hop(a, b, tensors(1, w=5 * CHUNK_BYTES // 2), key_of(1))
     assert most == WINDOW_CHUNKS
-    assert len(a.lane._buffers) <= 2 * WINDOW_CHUNKS
+    assert len(a.lane._sender._buffers) <= 2 * WINDOW_CHUNKS

@@ -20,8 +20,10 @@ from aats.packet import UNLIMITED, Architecture, Header, Mandate, Owner, PacketK
 from aats.payload import Payload, pack
 from aats.spool import CHUNK_BYTES
 from aats.store import NodeStore
-from aats.transport.bulk import WINDOW_CHUNKS, BulkLane
+from aats.transport.bulk import BulkLane
 from aats.transport.keys import Directory, Endpoint
+from aats.transport.sending import WINDOW_CHUNKS
+from aats.transport.sending import Sender as SendingHalf
 from aats.transport.ticket import FrameKind, Ticket
 
 A, B = NodeId("a"), NodeId("b")
@@ -121,16 +123,16 @@ class Sender:
 @pytest.fixture
 def sender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sender]:
     found = Sender(tmp_path)
-    reply = BulkLane._take_reply
+    reply = SendingHalf._take_reply
 
-    def counted_reply(lane: BulkLane, to: NodeId, kind: FrameKind, *args: Any) -> None:
+    def counted_reply(half: SendingHalf, to: NodeId, kind: FrameKind, *args: Any) -> None:
         found.credits += kind is not FrameKind.REFUSED
         found.credits_until_kill -= kind is FrameKind.CREDIT
         if found.credits_until_kill == 0 and found.receiver is not None:
             found.receiver.kill()
-        reply(lane, to, kind, *args)
+        reply(half, to, kind, *args)
 
-    monkeypatch.setattr(BulkLane, "_take_reply", counted_reply)
+    monkeypatch.setattr(SendingHalf, "_take_reply", counted_reply)
     yield found
     found.close()
 
