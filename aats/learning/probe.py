@@ -26,6 +26,9 @@ MAX_NORM = 100.0
 """Ranges that scores are clipped to: gain -5..5, alignment -1..1, loss 0..10, norm 0..100."""
 DIGITS = 6
 """Decimals that leave."""
+TRUSTED_ROWS = 64
+"""Rows of the reference sets that a probe is judged on, the same for all candidates of a hop:
+a comparison needs fewer than an estimate."""
 
 
 def make_probe_payload(payload: Payload) -> tuple[Manifest, bytes]:
@@ -83,7 +86,7 @@ def probe(
         ModelError: If the model or the rows do not fit.
     """
     backend = backend_of(architecture)
-    reference = {s: b for s, b in reference_of(payload).items() if s in batch}
+    reference = _some({s: b for s, b in reference_of(payload).items() if s in batch}, seed)
     with backend.scope(seed_of("probe", seed)):
         # Trial steps work on a copy, so that one payload can be probed again and again.
         frozen = Payload(payload.manifest, payload.arena.toreadonly())
@@ -109,3 +112,11 @@ def probe(
         gradient_norm=clipped(trial.gradient_norm, 0.0, MAX_NORM),
         samples=sum(len(y) for _, y in batch.values()),
     )
+
+
+def _some(sets: Mapping[str, Batch], seed: int) -> dict[str, Batch]:
+    """Return at most `TRUSTED_ROWS` rows in all, drawn alike from every skill's set."""
+    share = TRUSTED_ROWS // max(1, len(sets))
+    rng = np.random.default_rng(seed)
+    chosen = {s: np.sort(rng.permutation(len(y))[:share]) for s, (_, y) in sets.items()}
+    return {s: (x[chosen[s]], y[chosen[s]]) for s, (x, y) in sets.items()}

@@ -31,7 +31,7 @@ LOG_FILE = "node.log"
 class WorkSettings:
     """How a node's tasks work."""
 
-    probe_samples: int = 32
+    probe_samples: int = 16
     """Rows of a probe's minibatch."""
     probe_noise: float = 0.0
     """Deviation of the noise on probe scores, as a share of each score's range."""

@@ -55,7 +55,7 @@ class TaskContext:
     """Of the packet the task is about. Writable means private: a visit may change the bytes."""
     allocate: Callable[[int], memoryview] = _bytes
     """Makes the arena of the payload that leaves."""
-    probe_samples: int = 32
+    probe_samples: int = 16
     """Rows of a minibatch, over all skills asked."""
     probe_noise: float = 0.0
     """Deviation of the noise on scores, as a share of each score's range."""
@@ -128,9 +128,7 @@ def _minibatch(ask: ProbeAsk, context: TaskContext) -> NodeData:
     held = [s for s in skills if s.samples]
     size = max(1, context.probe_samples // max(1, len(held)))
     seed = seed_of("minibatch", context.secret, context.node, ask.packet, ask.seed)
-    return NodeData.of(
-        *(training_part(s, size, seed) for s in held), show_labels=data.show_labels
-    )
+    return NodeData.of(*(training_part(s, size, seed) for s in held), show_labels=data.show_labels)
 
 
 def _probe(task: ProbeTask, context: TaskContext) -> ProbeReply:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from aats.errors import AatsError
 from aats.ids import CustodyKey, NodeId
+from aats.learning.probe import TRUSTED_ROWS
 from aats.messages import Message, ProbeAsk, Relay
 from aats.node.commands import (
     CancelTask,
@@ -32,16 +33,27 @@ from aats.node.commands import (
     Trace,
 )
 from aats.node.events import Event, Started, TaskFailed, TaskFinished
-from aats.node.tasks import ProbeResult, Result, Spending, Task, VerifyResult, VisitResult
+from aats.node.tasks import (
+    ProbeResult,
+    ProbeTask,
+    Result,
+    Spending,
+    Task,
+    VerifyResult,
+    VisitResult,
+    VisitTask,
+)
 from aats.packet import Header
-from aats.payload import MODEL, REFERENCE, Payload, pack
+from aats.payload import MODEL, REFERENCE, Manifest, Payload, pack
 from aats.sim.kernel import Kernel, Timer
 from aats.sim.store import MemoryStore
 
 FORWARD_SHARE = 1 / 3
 """Cost of scoring a sample relative to training on it: a forward pass without the backward."""
-PROBE_SHARE = 4.0
-"""Cost of probing a sample relative to training on it: its gradient and three trial steps."""
+PROBE_SHARE = 5.0
+"""Cost of probing a sample relative to training on it: five trial steps."""
+TRUST_SHARE = 1 + FORWARD_SHARE
+"""Cost of a trusted sample in a probe: its gradient before the steps, its loss after them."""
 MAX_WAKES = 10_000
 """Timers in a row without time passing: a core that re-arms itself in the past is broken."""
 
@@ -295,7 +307,7 @@ class SimulatedNode:
             work = self.worker(command.task, payload)
         except AatsError as error:
             return TaskFailed(command.task_id, str(error)), self.parts.pace.overhead_s
-        spending = self.parts.pace.spending(effort(work.result))
+        spending = self.parts.pace.spending(effort(command.task, work.result))
         if work.payload is not None:
             self.store.outcomes[command.task_id] = work.payload
         return TaskFinished(command.task_id, work.result, spending), spending.seconds
@@ -315,17 +327,28 @@ class SimulatedNode:
             self._next_task()
 
 
-def effort(result: Result) -> float:
+def effort(task: Task, result: Result) -> float:
     """Return the work behind a result, in samples trained on."""
-    match result:
-        case VisitResult():
-            return float(result.samples)
-        case VerifyResult():
+    match task, result:
+        case VisitTask(header=header), VisitResult():
+            # The model is judged on what the packet trusts before and after.
+            return result.samples + 2 * FORWARD_SHARE * trusted_rows(header.manifest)
+        case _, VerifyResult():
             return FORWARD_SHARE * sum(e.n for e in result.estimates)
-        case ProbeResult(reply=reply):
-            return PROBE_SHARE * reply.scores.samples if reply.scores else 0.0
+        case ProbeTask(ask=ask, header=header), ProbeResult(reply=reply) if reply.scores:
+            rows = trusted_rows(header.manifest if header else ask.manifest)
+            return PROBE_SHARE * reply.scores.samples + TRUST_SHARE * min(rows, TRUSTED_ROWS)
         case _:
             return 0.0
+
+
+def trusted_rows(manifest: Manifest) -> int:
+    """Return the samples of all reference sets in a payload."""
+    return sum(
+        t.shape[0]
+        for t in manifest.tensors
+        if t.name.startswith(REFERENCE) and t.name.endswith(".y")
+    )
 
 
 def fill_probe(relay: Relay, payload: Payload) -> Relay:

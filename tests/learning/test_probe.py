@@ -124,3 +124,10 @@ def test_metrics_agree_with_scikit_learn() -> None:
 def test_an_unknown_metric_is_named() -> None:
     with pytest.raises(ModelError, match="'f1' is unknown; known: accuracy"):
         measure("f1", np.zeros((2, 2)), np.zeros(2, np.int64))
+
+
+def test_judges_on_few_trusted_rows_and_on_the_same_for_every_candidate_of_a_hop() -> None:
+    packet = Walk(header_for(), initial_payload(MLP, 0, reference_for(blobs(400, 9))))
+    packet.visit(SequentialMethod(lr=0.05, epochs=2), NodeData.of(blobs(60)))
+    same = [probe(MLP, packet.payload, batch(0.0), seed=1).gain for _ in range(2)]
+    assert same[0] == same[1] != probe(MLP, packet.payload, batch(0.0), seed=2).gain
