@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from aats.ids import CustodyKey, NodeId, PacketId, Version, new_packet_id, next_epoch, node_id
 from aats.packet import (
     JOURNAL_LENGTH,
+    PROBES_KEPT,
     UNLIMITED,
     Cost,
     EstimateSource,
     Header,
+    ProbeEntry,
     SkillEstimate,
     Target,
     VisitEntry,
@@ -107,6 +109,18 @@ def test_the_oldest_line_of_the_journal_falls_off() -> None:
         travelled = travelled.with_visit(VisitEntry(NodeId("n"), hop, "train", 0.0, 1, 1))
     assert len(travelled.journal) == JOURNAL_LENGTH
     assert [travelled.journal[0].hop, travelled.journal[-1].hop] == [3, JOURNAL_LENGTH + 2]
+
+
+def test_the_newest_probe_of_a_node_counts_and_the_oldest_fall_off() -> None:
+    def entry(node: int, hop: int) -> ProbeEntry:
+        return ProbeEntry(NodeId(f"n{node}"), hop, 0.1, 0.2, 0.3, 1)
+
+    travelled = header().with_probes((entry(1, 0), entry(2, 0))).with_probes((entry(1, 5),))
+    assert travelled.probed == (entry(2, 0), entry(1, 5))
+    for node in range(PROBES_KEPT + 3):
+        travelled = travelled.with_probes((entry(node, 9),))
+    assert len(travelled.probed) == PROBES_KEPT
+    assert travelled.probed[0].node == "n3"
 
 
 def test_header_knows_its_key_and_its_lineage() -> None:

@@ -25,6 +25,7 @@ from aats.packet import (
     Owner,
     PacketKind,
     Plugin,
+    ProbeEntry,
     Target,
     VisitEntry,
 )
@@ -98,6 +99,18 @@ def test_a_node_that_hurt_is_forgiven_when_its_data_change() -> None:
     new = view("home", node("home", "d"), data_node("d", "home", changed, ONCO))
     assert cut(old, header, NodeId("home"), 0.0).candidates[0].hurt
     assert not cut(new, header, NodeId("home"), 0.0).candidates[0].hurt
+
+
+def test_a_probe_is_remembered_until_the_data_change() -> None:
+    entry = ProbeEntry(NodeId("d"), 5, 0.1, 0.4, 0.6, advert_data_seq=7)
+    header = packet(hop=9, probed=(entry,))
+    old = view("home", node("home", "d"), data_node("d", "home", CARDIO, ONCO))
+    changed = replace(CARDIO, seq=4)
+    new = view("home", node("home", "d"), data_node("d", "home", changed, ONCO))
+    found = cut(old, header, NodeId("home"), 0.0).candidates[0]
+    assert (found.probed, found.hops_since_probe) == (entry, 4)
+    found = cut(new, header, NodeId("home"), 0.0).candidates[0]
+    assert (found.probed, found.hops_since_probe) == (None, -1)
 
 
 def test_data_are_visited_at_the_compute_node_they_are_trusted_to() -> None:
