@@ -12,6 +12,7 @@ import pytest
 from aats.errors import LocalError
 from aats.ids import NodeId
 from aats.messages import ProbeScores
+from aats.packet import ProbeEntry
 from aats.routing.build import build
 from aats.routing.features import FEATURES, GLOBALS
 from aats.routing.policy import Observation, Phase, RoutePolicy
@@ -61,6 +62,10 @@ def seen(
 def probe(gain: float = 0.0, **fields: float) -> ProbeScores:
     base = {"alignment": 0.5, "loss": 1.0, "gradient_norm": 1.0}
     return ProbeScores(gain=gain, samples=32, **(base | fields))
+
+
+def recalled(node: str, gain: float, *, loss: float = 0.5, hop: int = 10) -> ProbeEntry:
+    return ProbeEntry(NodeId(node), hop, gain, alignment=0.5, loss=loss, advert_data_seq=0)
 
 
 def chosen(policy: RoutePolicy, observation: Observation, seed: int = 1) -> str:
@@ -282,9 +287,9 @@ def test_minibatch_weighs_balance_and_cost() -> None:
     probes = {"a": probe(0.30), "b": probe(0.29), "c": probe(0.1)}
     even, one = {"s": (5, 5)}, {"s": (10, 0)}
     stops = (stop("a", labels=one), stop("b", labels=even), stop("c", labels=one))
-    assert chosen(SURE, seen(*stops, HOME, probes=probes)) == "a"
-    dear = (replace(stops[0], transfer_s=9.0), *stops[1:])
-    assert chosen(SURE, seen(*dear, HOME, probes=probes)) == "b"
+    assert chosen(SURE, seen(*stops, HOME, probes=probes)) == "b"
+    dear = (stops[0], replace(stops[1], transfer_s=9.0), stops[2])
+    assert chosen(SURE, seen(*dear, HOME, probes=probes)) == "a"
 
 
 def test_minibatch_neither_bounces_back_nor_returns_to_who_hurt() -> None:
@@ -330,6 +335,36 @@ def test_minibatch_without_probes_goes_by_adverts_and_past_gain() -> None:
         stop("c", visits=1, hops_since=5),
     )
     assert chosen(SURE, seen(*stops, HOME)) == "b"
+
+
+def test_minibatch_asks_only_where_the_answer_could_change_the_choice() -> None:
+    known = stop("good", probed=recalled("good", 0.1), hops_since_probe=2, visits=1, hops_since=9)
+    stops = (
+        known, stop("new"), stop("shy", probe_allowed=False), stop("dear", compute_s=50.0),
+        stop("suspect", probed=recalled("suspect", -0.1, loss=2.0), hops_since_probe=20),
+    )  # fmt: skip
+    observation = seen(*stops, HOME, hop=9)
+    asked = {i for seed in range(20) for i in SURE.wants_probes(observation, random.Random(seed))}
+    assert {stops[i].node for i in asked} == {"new"}
+    assert chosen(SURE, seen(known, stops[4], HOME, hop=9)) == "good"
+
+
+def test_minibatch_asks_again_when_the_packet_is_twice_as_old() -> None:
+    for since, is_asked in ((9, False), (11, True)):
+        stops = (stop("a", probed=recalled("a", -0.1, loss=0.1), hops_since_probe=since), HOME)
+        assert bool(SURE.wants_probes(seen(*stops, hop=9), random.Random(1))) is is_asked
+
+
+def test_minibatch_asks_nobody_before_the_first_visit() -> None:
+    assert SURE.wants_probes(seen(stop("a"), stop("b"), HOME), random.Random(1)) == []
+
+
+def test_minibatch_prefers_a_node_it_found_good_to_one_that_does_not_help() -> None:
+    stops = (
+        stop("a", probed=recalled("a", 0.1), hops_since_probe=3),
+        stop("b", probed=recalled("b", -0.2), hops_since_probe=3),
+    )
+    assert chosen(SURE, seen(*stops, HOME, hop=9, probes={"b": probe(-0.1)})) == "a"
 
 
 def test_minibatch_explores_only_what_helps() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -103,8 +103,15 @@ def probe_order(observation: Observation, count: int, rng: random.Random) -> lis
         for o in data_options(observation)
         if o.candidate.probe_allowed and o.probe is None and not o.candidate.hurt
     ]
-    # Weighted sampling without replacement (Efraimidis and Spirakis 2006).
-    keys = {o.index: rng.random() ** (1 / math.log1p(1 + o.hops_since)) for o in worth}
+    return draw({o.index: math.log1p(1 + o.hops_since) for o in worth}, count, rng)
+
+
+def draw(weights: Mapping[int, float], count: int, rng: random.Random) -> list[int]:
+    """Return up to `count` keys, drawn by weight (above 0) without replacement.
+
+    After Efraimidis and Spirakis 2006.
+    """
+    keys = {i: math.log(1 - rng.random()) / weight for i, weight in weights.items()}
     return sorted(keys, key=lambda i: -keys[i])[:count]
 
 
@@ -118,9 +125,9 @@ def ranks(values: Sequence[float]) -> list[float]:
     return [(low[v] + high[v]) / 2 / (len(values) - 1) for v in values]
 
 
-def relative_costs(options: Iterable[Option], *, most: float) -> list[float]:
-    """Return each option's cost over the median one, kept within 1/most..most."""
-    costs = [max(o.cost_s, 1e-9) for o in options]
+def relative_costs(costs_s: Sequence[float], most: float) -> list[float]:
+    """Return each cost over the median one, kept within 1/most..most."""
+    costs = [max(cost, 1e-9) for cost in costs_s]
     usual = median(costs) if costs else 1.0
     return [min(most, max(1 / most, cost / usual)) for cost in costs]
 

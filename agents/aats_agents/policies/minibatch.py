@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
-from aats.ids import NodeId
 from aats.messages import ProbeScores
+from aats.packet import ProbeEntry
 from aats.routing.features import FEATURES
 from aats.routing.policy import Choice, Observation
 from aats_agents.policies.base import (
@@ -15,98 +17,183 @@ from aats_agents.policies.base import (
     balances,
     choose_by,
     data_options,
+    draw,
     errand,
     num_classes,
-    probe_order,
     ranks,
     relative_costs,
 )
 
 _NEED_SUPPLY = FEATURES.index("need_supply")
-MOST_COST = 4.0
-"""Costs count up to this many times the median's, and down to its inverse: beyond, a stop's
-price says more of a far node than of what the packet gains there."""
+MOST_COST = 16.0
+"""Costs count up to this many times the median's, and down to its inverse."""
 
 SUSPICION = 4.0
 """What a gain is divided by where the loss is above chance: wrong labels can make an overconfident
 model look better for a step or two; a class nobody has taught yet gains more than that."""
 
+UNPROBED = 0.5
+"""Share of the best gain that a node not asked is expected to bring."""
+
+PROBE_ROWS = 32
+"""What a probe costs its node, in rows of one pass over the data."""
+
+MIN_MEMORY = 4
+"""Hops that a probe holds at least. It holds until the packet is twice as old as it was then:
+what a young model gains says little of what an older one will."""
+
+SUSPECT_MEMORY = 4
+"""A suspect stays one that many times longer: bad data are seldom mended."""
+
+
+NO_EXTRA: Mapping[int, float] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class MinibatchPolicy:
-    """Most gain on trusted data and most even classes, per cost.
+    """Most gain on trusted data, most even classes and most of what is lacking, per second.
 
-    Of the nodes probed now, those on which a few trial steps lower the loss on the packet's
-    reference set are ranked: twice the rank by that gain, plus the rank by label balance, plus
-    a bonus for staleness, over relative cost. If none of them does, the least bad one is taken;
-    if nobody lets itself be probed, adverts and what earlier visits gained decide. It neither
-    returns at once to where it came from, nor to a node that hurt until that node's data change,
-    unless nothing else is left.
+    A stop's score is twice its rank by the loss that a few trial steps there take off on the
+    packet's reference set, plus its ranks by label balance and by need x supply, times staleness,
+    over relative cost. Only nodes whose probe could change the choice are probed, and a node is
+    not asked again while the last answer holds. Nodes that helped neither now nor then, and on
+    whose labels the model does worse than chance, are left out; so are those that hurt (until
+    their data change) and the one it came from, unless nothing else is left.
     """
 
     name = "minibatch"
-    probes: int = 4
-    """Nodes probed at each stop."""
+    probes: int = 3
+    """Nodes probed at each stop, at most."""
     epsilon: float = 0.1
-    """Share of stops drawn from all that help, so that a wrong belief does not last. Drawn from
-    all there are, it would send the packet to every node it knows to be bad."""
-    staleness: float = 0.01
-    """Bonus times ln(1 + hops since the last visit)."""
-    probe_weight: float = 2.0
-    """Of the gain's rank against the balance's."""
+    """Share of stops drawn by score from all that help, so that a wrong belief does not last."""
+    patience: float = 8.0
+    """Hops after which a visited node counts half of a new one."""
     warm_up: int = 20
     """Visits after which a loss above chance counts against a node (without a reference set)."""
 
     def __post_init__(self) -> None:
-        if self.probes < 0 or not 0 <= self.epsilon <= 1 or self.probe_weight < 0:
-            raise ValueError("probes and probe_weight must be >= 0, epsilon within 0-1")
+        if self.probes < 0 or self.patience < 0 or not 0 <= self.epsilon <= 1:
+            raise ValueError("probes and patience must be >= 0, epsilon within 0-1")
 
     def wants_probes(self, observation: Observation, rng: random.Random) -> list[int]:
-        """Return a few data nodes, the stalest in favour."""
-        return probe_order(observation, self.probes, rng)
+        """Return nodes not known that would be chosen if they helped as much as the best known.
+
+        The probe's own seconds count, so where it costs more than a visit nobody is asked.
+        """
+        if not observation.hop:
+            return []  # a model that knows nothing gains anywhere
+        options = _eligible(observation)
+        known = self._gains(options, observation)
+        unknown = [o for o in options if o.candidate.probe_allowed and o.index not in known]
+        merit = {**_shares(known), **dict.fromkeys((o.index for o in unknown), 1.0)}
+        asking = {o.index: _probe_s(o) for o in unknown}
+        scores = self._scores(options, merit, observation, asking)
+        bar = max((scores[i] for i, gain in known.items() if gain > 0), default=0.0)
+        worth = {o.index: scores[o.index] for o in unknown if scores[o.index] > bar}
+        return draw(worth, self.probes, rng)
 
     def choose(self, observation: Observation, rng: random.Random) -> Choice:
-        """Return the data node with the most guarded gain per cost."""
+        """Return the data node of the highest score among those that help."""
         if settled := errand(observation):
             return settled
         options = _eligible(observation)
-        gains = {o.index: self._gain(o.probe, observation) for o in options if o.probe}
-        good = [o for o in options if gains.get(o.index, 0.0) > 0]
-        if (good or not gains) and rng.random() < self.epsilon:
-            pick = rng.choice(good or options)
-            return Choice(pick.index, f"exploring: drew {pick.candidate.node}", _named(good, gains))
-        if good:
-            merits = [gains[o.index] for o in good]
-            scores = self._scores(good, merits, observation)
-            reason = "most trusted gain and balance for its cost at {node} ({score})"
+        gains = self._gains(options, observation)
+        best = max(gains.values(), default=0.0)
+        shy = [o for o in options if not o.candidate.probe_allowed]
+        if best > 0:
+            pool = [o for o in options if gains.get(o.index, 0.0) > 0] + shy
+            merit = _shares(gains)
+            reason = "most gain, balance and need for its cost at {node} ({score})"
         elif gains:
-            scores = gains
-            reason = "no probed node helps; the least bad is {node} ({score} nats)"
+            # A model near its best gains nowhere; what it loses, and its loss there, still tell.
+            asked = [o for o in options if o.index in gains]
+            calm = [o for o in asked if not _is_above_chance(o, observation)] or asked
+            middle = median(gains[o.index] for o in calm)
+            pool = [o for o in calm if gains[o.index] >= middle]
+            merit = dict(zip(gains, ranks(list(gains.values())), strict=True))
+            reason = "no probed node helps; of the least bad {node} ({score})"
         else:
-            merits = [_promise(o, observation) for o in options]
-            scores = self._scores(options, merits, observation)
+            pool, merit = options, {}
             reason = "no probe at hand; by adverts and past gain {node} ({score})"
+        scores = self._scores(pool, merit, observation)
+        if best > 0 and rng.random() < self.epsilon:
+            index = draw(scores, 1, rng)[0]
+            named = {observation.candidates[i].node: score for i, score in scores.items()}
+            node = observation.candidates[index].node
+            return Choice(index, f"exploring: drew {node} by score", named)
         return choose_by(scores, observation, reason)
 
-    def _gain(self, probe: ProbeScores, observation: Observation) -> float:
+    def _gains(self, options: Sequence[Option], observation: Observation) -> dict[int, float]:
+        """Return what the probes of now, and those that still hold, promise by now, in nats."""
+        found = {}
+        for option in options:
+            past = _recall(option, observation)
+            if option.probe is not None:
+                found[option.index] = self._gain(option.probe, observation)
+            elif past is not None:
+                age = (past.hop + 1) / (past.hop + 1 + option.candidate.hops_since_probe)
+                found[option.index] = age * self._gain(past, observation)
+        return found
+
+    def _gain(self, probe: ProbeScores | ProbeEntry, observation: Observation) -> float:
         """Return nats gained on trusted data; without such data the loss, capped at chance."""
-        is_suspect = observation.hop >= self.warm_up and probe.loss > math.log(
-            num_classes(observation)
-        )
+        is_suspect = probe.loss > math.log(num_classes(observation))
         if probe.gain == 0.0 and probe.alignment == 0.0:
-            return -probe.loss if is_suspect else probe.loss
+            return -probe.loss if is_suspect and observation.hop >= self.warm_up else probe.loss
         return probe.gain / SUSPICION if is_suspect and probe.gain > 0 else probe.gain
 
     def _scores(
-        self, options: list[Option], merits: list[float], observation: Observation
+        self,
+        options: Sequence[Option],
+        merit: Mapping[int, float],
+        observation: Observation,
+        extra_s: Mapping[int, float] = NO_EXTRA,
     ) -> dict[int, float]:
-        by_merit = ranks(merits)
         by_balance = ranks(balances(options, observation))
-        costs = relative_costs(options, most=MOST_COST)
+        by_promise = ranks([_promise(o, observation) for o in options])
+        costs = relative_costs([o.cost_s + extra_s.get(o.index, 0.0) for o in options], MOST_COST)
         return {
-            o.index: (self.probe_weight * m + b + self.staleness * math.log1p(o.hops_since)) / c
-            for o, m, b, c in zip(options, by_merit, by_balance, costs, strict=True)
+            o.index: merit.get(o.index, UNPROBED) * (1 + b + p) * self._staleness(o) / c
+            for o, b, p, c in zip(options, by_balance, by_promise, costs, strict=True)
         }
+
+    def _staleness(self, option: Option) -> float:
+        """Return 0-1: what is left to learn at a node, 1 if it was never visited."""
+        since = option.hops_since + 1
+        return since / (since + self.patience)
+
+
+def _probe_s(option: Option) -> float:
+    """Return seconds until a probe's answer is there, as far as adverts tell."""
+    rows = sum(option.candidate.samples.values())
+    return PROBE_ROWS * option.candidate.compute_s / rows if rows else 0.0
+
+
+def _recall(option: Option, observation: Observation) -> ProbeEntry | None:
+    """Return what an earlier probe found, while that holds."""
+    probed = option.candidate.probed
+    if probed is None:
+        return None
+    is_suspect = probed.gain <= 0 and probed.loss > math.log(num_classes(observation))
+    holds = max(MIN_MEMORY, probed.hop) * (SUSPECT_MEMORY if is_suspect else 1)
+    return probed if option.candidate.hops_since_probe <= holds else None
+
+
+def _is_above_chance(option: Option, observation: Observation) -> bool:
+    probe = option.probe or _recall(option, observation)
+    return probe is not None and probe.loss > math.log(num_classes(observation))
+
+
+def _shares(gains: Mapping[int, float]) -> dict[int, float]:
+    """Return each gain as a share of the best, 0 for what does not help."""
+    best = max(gains.values(), default=0.0)
+    return {i: max(0.0, gain) / best if best > 0 else 0.0 for i, gain in gains.items()}
+
+
+def _promise(option: Option, observation: Observation) -> float:
+    """Return what adverts and the last visit promise: need x supply, and the last gain."""
+    need = float(observation.features[option.index, _NEED_SUPPLY])
+    return need + option.candidate.last_gain
 
 
 def _eligible(observation: Observation) -> list[Option]:
@@ -116,13 +203,3 @@ def _eligible(observation: Observation) -> list[Option]:
     kind = [o for o in options if not o.candidate.hurt]
     fresh = [o for o in kind if o.candidate.node not in came_from]
     return fresh or kind or options
-
-
-def _named(options: list[Option], scores: dict[int, float]) -> dict[NodeId, float]:
-    return {o.candidate.node: scores[o.index] for o in options}
-
-
-def _promise(option: Option, observation: Observation) -> float:
-    """Return what adverts and the last visit promise: need x supply, and the last gain."""
-    need = float(observation.features[option.index, _NEED_SUPPLY])
-    return need + option.candidate.last_gain
