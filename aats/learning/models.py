@@ -27,7 +27,9 @@ _LOCAL: dict[str, Builder] = {}
 
 MAX_WIDTH = 1 << 20
 MAX_LAYERS = 256
-"""Bounds on what a stranger's config can make a builder construct."""
+MAX_MATRIX = 1 << 40
+"""Bounds on what a stranger's config can make a builder construct. No matrix has so many
+elements that counting them overflows: a config is judged on a module without storage."""
 
 
 def local(name: str, builder: Builder) -> None:
@@ -113,6 +115,14 @@ class Config:
             raise self._wrong(key, value, f"a table of 1-{MAX_LAYERS} names and whole numbers")
         return {str(k): self._size(f"{key}.{k}", v, 1) for k, v in value.items()}
 
+    def matrix(self, *sizes: int) -> None:
+        """Check that a matrix is not of an absurd size."""
+        if math.prod(sizes) > MAX_MATRIX:
+            raise ModelError(
+                f"architecture {self._name!r}: a matrix of {' x '.join(map(str, sizes))}, "
+                f"allowed are {MAX_MATRIX} elements"
+            )
+
     def _size(self, key: str, value: object, low: int) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= MAX_WIDTH:
             raise self._wrong(key, value, f"a whole number {low}-{MAX_WIDTH}")
@@ -163,10 +173,13 @@ def build_cnn(config: Mapping[str, Any]) -> nn.Module:
         raise ModelError(f"architecture 'cnn': side {side} cannot be halved {len(widths)} times")
     layers: list[nn.Module] = [nn.Flatten(), nn.Unflatten(1, (channels, side, side))]
     for a, b in zip((channels, *widths), widths, strict=False):
+        c.matrix(a, b, 9)
         layers += [nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(math.gcd(4, b), b), nn.ReLU()]
         layers.append(nn.MaxPool2d(2))
     features = (widths[-1] if widths else channels) * (side >> len(widths)) ** 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, c.size("classes", low=2)))
+    classes = c.size("classes", low=2)
+    c.matrix(features, classes)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, classes))
 
 
 class Departments(nn.Module):

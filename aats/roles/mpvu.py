@@ -7,6 +7,7 @@ with what all the others say about like rows is left out (an outlier site). Samp
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,13 +23,17 @@ from aats.learning.method import seed_of
 from aats.node.tasks import VerifyResult, VerifyTask
 from aats.packet import EstimateSource, SkillEstimate
 from aats.payload import MODEL, Payload
-from aats.roles.data import Batch, Features, Labels, NodeData
+from aats.roles.data import Batch, Features, Labels, NodeData, SkillData
 
 NEIGHBOURS = 5
 MIN_GIVERS = 3
 """Fewer cannot outvote one."""
 MIN_ROWS = 8
 """Fewer rows of one giver prove nothing."""
+ROWS_KEPT = 1024
+"""Of each skill and giver: nobody makes up the test set alone."""
+ROWS_JUDGED = 4096
+"""Of each skill, shared evenly by the givers, to find outliers by; each is compared with each."""
 TOLERANCE = 0.5
 """A giver is an outlier if its agreement beyond chance is surely below this share of the
 others' median."""
@@ -58,8 +63,8 @@ class TestSet:
     def adopt(self, giver: NodeId, data: NodeData) -> str:
         """Take a giver's held-out rows in place of its earlier ones; return a note, "" if all well.
 
-        A contribution without rows, or whose rows are of another shape than those of a giver
-        before it in the order of names, is kept but never measured on.
+        A contribution without rows, or whose rows are of another shape than most givers have,
+        is kept but never measured on.
         """
         self.contributions[giver] = data
         self._sets = None
@@ -97,7 +102,7 @@ class TestSet:
         skills = sorted({s for data in self.contributions.values() for s in data.skills})
         rows = {skill: self._distinct(skill, givers) for skill in skills}
         for skill, found in rows.items():
-            for number, why in outliers(found.x, found.y, found.giver).items():
+            for number, why in outliers(*_some(found)).items():
                 self._excluded.setdefault(givers[number], f"{skill}: {why}")
         out = [i for i, g in enumerate(givers) if g in self._excluded]
         for skill, found in rows.items():
@@ -108,16 +113,18 @@ class TestSet:
     def _distinct(self, skill: str, givers: list[NodeId]) -> _Rows:
         """Return the rows of all givers in the order of names, repeated rows only once."""
         xs, ys, numbers, seen = [], [], [], set[bytes]()
-        shape: tuple[int, ...] | None = None
+        given = {g: self.contributions[g].skills.get(skill) for g in givers}
+        forms = Counter(_form(data) for data in given.values() if data and len(data.test_y))
+        usual = max(forms, key=forms.__getitem__, default="")
         for number, giver in enumerate(givers):
-            data = self.contributions[giver].skills.get(skill)
+            data = given[giver]
             if data is None or not len(data.test_y):
                 continue
-            shape = shape or data.test_x.shape[1:]
-            if data.test_x.shape[1:] != shape:
-                self._excluded[giver] = f"{skill}: rows of shape {list(data.test_x.shape[1:])}"
+            if _form(data) != usual:
+                self._excluded[giver] = f"{skill}: rows of shape {_form(data)}"
                 continue
-            for x, y in zip(data.test_x, data.test_y, strict=True):
+            mine = zip(data.test_x[:ROWS_KEPT], data.test_y[:ROWS_KEPT], strict=True)
+            for x, y in mine:
                 row = blake3.blake3(x.tobytes()).digest()
                 if row not in seen:
                     seen.add(row)
@@ -126,6 +133,18 @@ class TestSet:
                     numbers.append(number)
         x = np.stack(xs) if xs else np.zeros((0, 1), np.float32)
         return _Rows(x, np.array(ys, np.int64), np.array(numbers, np.int64))
+
+
+def _form(data: SkillData) -> str:
+    return f"{list(data.test_x.shape[1:])} {data.test_x.dtype}"
+
+
+def _some(rows: _Rows) -> tuple[Features, Labels, npt.NDArray[np.int64]]:
+    """Return rows to judge their givers by, at most `ROWS_JUDGED`, as many of each giver."""
+    share = ROWS_JUDGED // max(1, len(np.unique(rows.giver)))
+    kept = [np.flatnonzero(rows.giver == g)[:share] for g in np.unique(rows.giver)]
+    at = np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
+    return rows.x[at], rows.y[at], rows.giver[at]
 
 
 def outliers(x: Features, y: Labels, giver: npt.NDArray[np.int64]) -> dict[int, str]:
@@ -140,6 +159,7 @@ def outliers(x: Features, y: Labels, giver: npt.NDArray[np.int64]) -> dict[int, 
         y: [n] labels.
         giver: [n] number of who gave the row.
     """
+    y = np.unique(y, return_inverse=True)[1]  # labels may be anything; there are few of them
     numbers = np.unique(giver).tolist()
     gone: dict[int, str] = {}
     order = _nearest_first(x)
@@ -226,7 +246,11 @@ def verify(task: VerifyTask, payload: Payload, test_set: TestSet, *, node: NodeI
         }
     estimates = []
     for target in targets:
-        m = measure(target.metric, predicted[target.skill], test_set.sets[target.skill][1])
+        known = test_set.sets[target.skill][1] < predicted[target.skill].shape[1]
+        if not known.any():
+            raise ModelError(f"{node}: skill {target.skill!r}: no label is one of the model's")
+        labels = test_set.sets[target.skill][1][known]
+        m = measure(target.metric, predicted[target.skill][known], labels)
         estimates.append(
             SkillEstimate(target.skill, target.metric, m.value, m.low, m.high, m.n, node,
                           EstimateSource.MPVU, version)

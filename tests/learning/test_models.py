@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ def test_shipped_models_are_seeded_and_predict(
         ("cnn", {"side": 4, "widths": [2, 2, 2], "classes": 2}, "halved 3 times"),
         ("departments", {"features": {"a": 1}, "classes": {"b": 2}}, "same departments"),
         ("transformer", {"vocabulary": 9, "length": 4, "width": 6, "classes": 2}, "multiple"),
+        ("cnn", {"side": 1 << 20, "widths": [1 << 20], "classes": 1 << 20}, "matrix of"),
     ],
 )
 def test_a_wrong_config_is_named(name: str, config: dict[str, Any], said: str) -> None:
@@ -75,6 +77,26 @@ def test_a_config_cannot_make_a_node_allocate_more_than_came() -> None:
     small = initial_payload(Architecture("mlp", {"features": 2, "classes": 2}), 0)
     with pytest.raises(ModelError, match="expected is"):
         backend_of(huge).load(huge, small)
+
+
+@pytest.mark.parametrize(
+    "huge",
+    [
+        Architecture("mlp", {"features": 1 << 20, "hidden": [1 << 20] * 256, "classes": 1 << 20}),
+        Architecture("cnn", {"side": 1 << 10, "widths": [1 << 17, 1 << 17], "classes": 2}),
+        Architecture("departments", {"features": {"a": 1 << 20}, "classes": {"a": 1 << 20},
+                                     "width": 1 << 20, "depth": 256}),
+        Architecture("transformer", {"vocabulary": 1 << 20, "length": 1 << 20, "width": 1 << 20,
+                                     "heads": 1, "depth": 3, "classes": 1 << 20}),
+    ],
+    ids=lambda a: a.name,
+)  # fmt: skip
+def test_no_config_makes_a_node_build_a_giant(huge: Architecture) -> None:
+    small = initial_payload(Architecture("mlp", {"features": 2, "classes": 2}), 0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError):
+        backend_of(huge).load(huge, small)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
 def test_a_missing_department_is_named() -> None:

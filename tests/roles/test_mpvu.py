@@ -109,10 +109,43 @@ def test_a_skill_the_unit_cannot_measure_is_named() -> None:
 def test_rows_of_another_shape_are_left_out() -> None:
     odd = NodeData.of(SkillData.of(SKILL, np.ones((40, 3)), np.arange(40) % 3))
     found = test_set({"a": share(1), "b": odd})
-    assert found.excluded == {NodeId("b"): "blobs: rows of shape [3]"}
+    assert found.excluded == {NodeId("b"): "blobs: rows of shape [3] float32"}
 
 
 def test_a_contribution_without_held_out_rows_says_so() -> None:
     data = blobs(30)
     empty = replace(data, test_x=data.test_x[:0], test_y=data.test_y[:0])
     assert TestSet().adopt(NodeId("a"), NodeData.of(empty)) == "no rows held out"
+
+
+# --- a contributor that means harm ------------------------------------------------------------
+
+
+def hostile(**changes: object) -> NodeData:
+    (skill,) = share(99).skills.values()
+    return NodeData.of(replace(skill, **changes))  # type: ignore[arg-type]
+
+
+def test_one_odd_contributor_does_not_shut_out_the_others() -> None:
+    x = np.zeros((4, 3), np.float32)
+    odd = hostile(test_x=x, test_y=np.zeros(4, np.int64))
+    tokens = hostile(test_x=share(99).skills[SKILL].test_x.astype(np.int64))
+    found = test_set({"a": odd, "b": tokens, "c": share(1), "d": share(2), "e": share(3)})
+    assert set(found.excluded) == {NodeId("a"), NodeId("b")}
+    assert len(found.sets[SKILL][1]) == 60
+
+
+def test_no_contributor_makes_up_the_test_set_or_its_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aats.roles.mpvu.ROWS_KEPT", 10)
+    monkeypatch.setattr("aats.roles.mpvu.ROWS_JUDGED", 24)
+    found = test_set({f"n{i}": share(i) for i in range(3)})
+    assert len(found.sets[SKILL][1]) == 30
+
+
+def test_labels_of_no_class_cost_nothing_and_are_not_measured_on() -> None:
+    many = share(9).skills[SKILL]
+    far = hostile(num_classes=1 << 20, test_y=np.full(len(many.test_y), (1 << 20) - 1))
+    found = test_set({"a": far, **{f"n{i}": share(i) for i in range(3)}})
+    packet = Walk(header_for(), initial_payload(MLP, 0))
+    result = verify(VerifyTask(packet.header), packet.payload, found, node=MPVU)
+    assert result.estimates[0].n == 60
