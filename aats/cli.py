@@ -147,7 +147,7 @@ def _run_row(run: Path) -> dict[str, Any]:
         "packets": len(packets),
         "home": sum(p.status == "home" for p in packets),
         "met": sum(p.met for p in packets),
-        "seconds": round(view.last_t, 3),
+        "seconds": round(view.last_t - (view.first_t or 0.0), 3),
     }
 
 

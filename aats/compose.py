@@ -11,13 +11,17 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from aats.advert import ComputeAdvert, LinkAdvert, NodePolicy
 from aats.config import HeldData, Scenario, SkillConfig
-from aats.errors import ModelError, ScenarioError
+from aats.errors import LocalError, ModelError, ScenarioError
 from aats.identity import Identity
 from aats.ids import NodeId, new_packet_id
 from aats.installed import load_agent, load_policy
-from aats.learning.method import seed_of
+from aats.learning.backend import backend_of
+from aats.learning.evaluate import measure
+from aats.learning.method import method_of, seed_of
 from aats.learning.partition import Part, Spread, spread
 from aats.node.core import NodeCore
 from aats.node.desk import CoreConfig
@@ -36,6 +40,7 @@ from aats.sim.worker import worker_factory
 ID_EPOCH_MS = 1_735_689_600_000
 """Time in the ids of a scenario's packets (2025-01-01): one seed gives the same ids in every
 world, so that their ledgers can be compared."""
+NOTHING: Batch = (np.zeros((0, 1), np.float32), np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +163,16 @@ def build_packets(
     for number, config in enumerate(scenario.packets):
         owner = identity(config.owner)
         seed = seed_of("packet", f"{scenario.seed}/{number}")
-        load_policy(config.policy)  # a wrong parameter is told now, not at the first stop
+        # What is wrong with a packet is told now, not at its first stop.
+        place = f"packets[{number}]"
+        for key, plugin, load in (
+            ("policy", config.policy, load_policy),
+            ("method", config.method, method_of),
+        ):
+            try:
+                load(plugin)
+            except LocalError as error:
+                raise ScenarioError(f"{place}.{key}", plugin.name, str(error)) from error
         skills = {t.skill for t in config.requirement}
         try:
             header, payload = make_packet(
@@ -176,11 +190,34 @@ def build_packets(
                 label=config.name,
                 packet=new_packet_id(ID_EPOCH_MS, random.Random(seed)),
             )
+            measure_on(header, payload, {s: b for s, b in plan.test.items() if s in skills})
         except ModelError as error:
-            place = f"packets[{number}].model"
-            raise ScenarioError(place, config.model.name, str(error)) from error
+            raise ScenarioError(f"{place}.model", config.model.name, str(error)) from error
         packets.append(PacketPlan(header, payload, config.after_s))
     return packets
+
+
+def measure_on(
+    header: Header, payload: Payload, data: Mapping[str, Batch]
+) -> dict[str, dict[str, float | int]]:
+    """Return the values of a packet's model on data, by skill of its requirement.
+
+    Raises:
+        ModelError: If the model cannot take such rows, or has another number of classes.
+    """
+    architecture = header.mandate.architecture
+    backend = backend_of(architecture)
+    found: dict[str, dict[str, float | int]] = {}
+    with backend.scope(0):
+        model = backend.load(architecture, payload)
+        for target in header.mandate.requirement:
+            x, y = data.get(target.skill, NOTHING)
+            if len(y):
+                measured = measure(
+                    target.metric, backend.log_probabilities(model, x, target.skill), y
+                )
+                found[target.skill] = {"value": measured.value, "n": measured.n}
+    return found
 
 
 def simulated_identity(scenario: Scenario, node: NodeId) -> Identity:

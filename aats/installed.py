@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from aats import plugins
-from aats.errors import LocalError
 from aats.packet import Plugin
 from aats.routing.agent import Agent
+from aats.routing.build import build
 from aats.routing.policy import RoutePolicy
 
 
@@ -16,11 +16,7 @@ def load_policy(plugin: Plugin) -> RoutePolicy:
         UnknownPluginError: If no such policy is installed.
         LocalError: If it does not take these parameters.
     """
-    make = plugins.load("aats.policies", plugin.name)
-    try:
-        policy: RoutePolicy = make(**plugin.params)
-    except TypeError as error:
-        raise LocalError(f"policy {plugin.name!r}: {error}") from error
+    policy: RoutePolicy = build(plugins.load("aats.policies", plugin.name), plugin.params)
     return policy
 
 

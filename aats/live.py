@@ -127,6 +127,8 @@ class LiveWorld:
         self._process_of = {n: p for p, names in self._groups.items() for n in names}
         self._tails = {name: _Tail(self.directory(name) / EVENTS_FILE) for name in self.nodes}
         self._news: list[TraceEvent] = []
+        self._processes: list[TraceEvent] = []
+        """What became of the nodes' processes; no node can write that itself."""
         self._up: set[NodeId] = set()
         self._given_up: set[NodeId] = set()
         self._planned: list[asyncio.TimerHandle] = []
@@ -272,16 +274,18 @@ class LiveWorld:
         names = self._groups[change.name]
         if change.change is Change.GIVEN_UP:
             self._given_up.update(names)
-        for name in names:
-            self._news.append(
-                {
-                    "t": time.time(),
-                    "node": name,
-                    "event": change.change.value,
-                    "code": change.code,
-                    "restart_in_s": change.restart_in_s,
-                }
-            )
+        news = [
+            {
+                "t": time.time(),
+                "node": name,
+                "event": change.change.value,
+                "code": change.code,
+                "restart_in_s": change.restart_in_s,
+            }
+            for name in names
+        ]
+        self._news += news
+        self._processes += news
 
     def _read(self) -> list[TraceEvent]:
         found = [event for tail in self._tails.values() for event in tail.read()]
@@ -291,6 +295,7 @@ class LiveWorld:
     def _merge(self) -> None:
         """Write every node's events into one file, by time."""
         events = [e for name in self.nodes for e in _Tail(self._tails[name].path).read()]
+        events += self._processes
         events.sort(key=lambda e: float(e["t"]))
         with (self.run_dir / EVENTS_FILE).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(e, separators=(",", ":")) + "\n" for e in events)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from aats.compose import build_packets, build_world, compose
+from aats.compose import build_packets, build_world, compose, measure_on
 from aats.config import Scenario
 from aats.config.load import load_scenario
 from aats.errors import ScenarioError
@@ -67,6 +67,9 @@ def _single(options: LaunchOptions) -> Exit:
             delivered = run_simulated(scenario, run_dir, watch)
         else:
             delivered = asyncio.run(run_live(scenario, run_dir, watch))
+    test = compose(scenario).test
+    for packet, (header, payload) in delivered.items():
+        view.packets[packet].tested = measure_on(header, payload, test)
     result = _result(scenario, options, view, run_dir)
     write_run(run_dir, scenario, view, delivered, _facts(scenario, options, run_dir), result)
     if options.format is Format.TEXT:
@@ -145,8 +148,10 @@ def _tell(view: RunView, run_dir: Path) -> None:
                 continue
             by = f"verified by {found['by']}" if found["source"] == "mpvu" else "not verified"
             value = f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-            out.print(f"  {skill:<14} {found['metric']} {value}, target {target:.2f}, {by}",
-                      soft_wrap=True)
+            out.print(
+                f"  {skill:<14} {found['metric']} {value}, target {target:.2f}, {by}",
+                soft_wrap=True,
+            )
         out.print(f"  route: {' > '.join(p.route)}", soft_wrap=True)
         out.print(f"  {p.hops:.0f} hops, {human_bytes(p.bytes)} moved "
                   f"({human_bytes(p.probe_bytes)} of it probes), {p.seconds:.2f} s")  # fmt: skip
@@ -389,5 +394,3 @@ def outcome(policy: str, seed: int, scenario: Scenario, view: RunView) -> Outcom
         mean([float(p.met) for p in packets]),
         mean([float(node in bad) for node in visits]),
     )
-
-

@@ -123,7 +123,7 @@ def _check_packets(scenario: Scenario, place: str) -> None:
         _known(packet.kind, names("aats.agents"), f"{at}.kind", "agents")
         _known(packet.policy.name, names("aats.policies"), f"{at}.policy", "policies")
         _known(packet.method.name, names("aats.methods"), f"{at}.method", "methods")
-        _known(packet.model.name, names("aats.models"), f"{at}.model", "models")
+        _known(packet.model.name, (*names("aats.models"), "surrogate"), f"{at}.model", "models")
         if not packet.requirement:
             raise ScenarioError(f"{at}.requirement", None, "at least one target is wanted")
         for k, target in enumerate(packet.requirement):

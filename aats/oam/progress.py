@@ -14,7 +14,8 @@ from aats.oam.view import Event, PacketView, RunView
 
 TELLING = {
     "packet.submitted", "visit.finished", "visit.failed", "verdict", "packet.home",
-    "packet.regenerated", "packet.refused", "packet.rerouted", "node.restarted", "node.gave-up",
+    "packet.regenerated", "packet.refused", "packet.rerouted", "node.restarted", "node.died",
+    "node.given-up",
 }  # fmt: skip
 """Events worth a plain line."""
 

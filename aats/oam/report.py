@@ -40,12 +40,13 @@ def report(scenario: Scenario, view: RunView, facts: Mapping[str, Any]) -> str:
     packets = list(view.packets.values())
     body = [
         f"<h1>{_t(scenario.name)}</h1>",
-        f"<p class=quiet>{_t(scenario.scenario.description)}</p>" * bool(
-            scenario.scenario.description
-        ),
+        f"<p class=quiet>{_t(scenario.scenario.description)}</p>"
+        * bool(scenario.scenario.description),
         _facts(facts),
         "<h2>Packets</h2>",
         _outcomes(packets),
+        "<p class=quiet>The independent test is on rows that no node held, measured after the "
+        "run; nobody on the network has seen it.</p>",
         "<h2>Network and routes</h2>",
         svg(network_map(scenario, packets)),
         "<p class=quiet>Arrows are links travelled, with the hops at which they were; thicker grey "
@@ -96,15 +97,21 @@ def _outcomes(packets: Sequence[PacketView]) -> str:
                 _td(p.name if first else ""),
                 _td(skill), _td(f"{p.requirement[skill]:.2f}", "n"), _td(value, "n"),
                 _td(found.get("by", "") if found.get("source") == "mpvu" else "-"),
+                _td(_tested(p, skill), "n"),
                 _td("met" if met else "not met", "ok" if met else "no"),
                 _td(int(p.hops) if first else "", "n"),
                 _td(human_bytes(p.bytes) if first else "", "n"),
                 _td(human_bytes(p.probe_bytes) if first else "", "n"),
                 _td(f"{p.seconds:.2f} s" if first else "", "n"),
             ])  # fmt: skip
-    head = ("packet", "skill", "target", "value [95 %]", "verified by", "", "hops", "moved",
-            "of it probes", "time")  # fmt: skip
+    head = ("packet", "skill", "target", "value [95 %]", "verified by", "independent test", "",
+            "hops", "moved", "of it probes", "time")  # fmt: skip
     return _table(head, rows)
+
+
+def _tested(p: PacketView, skill: str) -> str:
+    found = p.tested.get(skill)
+    return f"{found['value']:.3f} (n {found['n']})" if found else "-"
 
 
 def _packet(p: PacketView) -> str:

@@ -50,6 +50,8 @@ class PacketView:
     met: bool = False
     curve: list[Point] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
+    tested: dict[str, dict[str, float | int]] = field(default_factory=dict)
+    """Per skill: value and n on rows that no node held, measured after the run."""
     regenerated: int = 0
     rolled_back: int = 0
     refusals: int = 0
@@ -195,6 +197,7 @@ class RunView:
                     "metric": s["metric"], "value": s["value"], "target": s["target"],
                     "verified_by": s["by"] if s["source"] == "mpvu" else None,
                     "interval": [s["low"], s["high"]],
+                    "independent": packet.tested.get(skill),
                 }
                 for skill, s in sorted(packet.skills.items())
             },
