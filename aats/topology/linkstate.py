@@ -160,7 +160,9 @@ class LinkState:
             self._summary_at = now + self._summary_s
         if self.node in self._entries and self._seq == told:
             self._send_adverts(link.peer, [self._entries[self.node]], now)
+        # Both ways: the end that saw the link first could not be answered by the other.
         self._send(link.peer, Pull(()))
+        self._send_summaries(link.peer)
 
     def link_down(self, peer: NodeId, now: float) -> None:
         """Drop a neighbour. Its advert stays until it ages out: it may be reached elsewhere."""
@@ -181,9 +183,7 @@ class LinkState:
             case Summary(entries=entries):
                 self._receive_summary(sender, entries, now)
             case Pull(origins=()):
-                live = self._live()
-                for start in range(0, len(live), SUMMARY_BATCH):
-                    self._send_summary(sender, live[start : start + SUMMARY_BATCH])
+                self._send_summaries(sender)
             case Pull(origins=origins):
                 wanted = (self._entries.get(origin) for origin in dict.fromkeys(origins))
                 self._send_adverts(sender, [e for e in wanted if e and not e.gone], now)
@@ -390,6 +390,11 @@ class LinkState:
 
     def _live(self) -> list[NodeId]:
         return sorted(origin for origin, entry in self._entries.items() if not entry.gone)
+
+    def _send_summaries(self, peer: NodeId) -> None:
+        live = self._live()
+        for start in range(0, len(live), SUMMARY_BATCH):
+            self._send_summary(peer, live[start : start + SUMMARY_BATCH])
 
     def _send_summary(self, peer: NodeId, origins: Iterable[NodeId]) -> None:
         lines = tuple(SummaryEntry(o, self._entries[o].signed.seq) for o in origins)

@@ -415,3 +415,22 @@ def test_order_and_repetition_do_not_matter(order: list[int], again: list[int]) 
         node.receive(NodeId("a"), said[i], 0.0)
     found = {origin: advert.seq for origin, (advert, _) in node.adverts(0.0).items()}
     assert found == {"a": 4, "b": 1, "c": 4}
+
+
+def test_ends_that_see_their_link_at_different_times_know_alike_at_once() -> None:
+    network = Network(nx.Graph([("a", "b"), ("c", "d")]))
+    network.run(1.0)
+    b, c = NodeId("b"), NodeId("c")
+    link = {b: LinkAdvert(c, 1e8, DELAY_S), c: LinkAdvert(b, 1e8, DELAY_S)}
+    network.nodes[b].link_up(link[b], network.now)
+    for _, message in [m for m in network.nodes[b].take() if m[0] == c]:
+        network.nodes[c].receive(b, message, network.now)
+    # What c would answer is lost: it has no link to b yet.
+    for peer, message in network.nodes[c].take():
+        if peer != b:
+            network.nodes[peer].receive(c, message, network.now)
+    network.nodes[c].link_up(link[c], network.now)
+    network.edges.add(frozenset((b, c)))
+    network.flush()
+    network.run(network.now + 10 * DELAY_S)
+    assert {len(database) for database in network.databases()} == {4}
