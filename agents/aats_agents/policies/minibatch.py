@@ -53,12 +53,13 @@ NO_EXTRA: Mapping[int, float] = {}
 class MinibatchPolicy:
     """Most gain on trusted data, most even classes and most of what is lacking, per second.
 
-    A stop's score is twice its rank by the loss that a few trial steps there take off on the
-    packet's reference set, plus its ranks by label balance and by need x supply, times staleness,
-    over relative cost. Only nodes whose probe could change the choice are probed, and a node is
-    not asked again while the last answer holds. Nodes that helped neither now nor then, and on
-    whose labels the model does worse than chance, are left out; so are those that hurt (until
-    their data change) and the one it came from, unless nothing else is left.
+    A stop's score is what a few trial steps there take off the loss on the packet's reference
+    set, times how far their direction agrees with that set's, raised by the stop's ranks by label
+    balance and by need x supply, times staleness, over relative cost. Only nodes whose probe
+    could change the choice are probed, and none again while its last answer holds. If no probe
+    of now or then helped, the better half of those on whose labels the model beats chance is
+    chosen among. Nodes that hurt (until their data change) and the two visited last are left
+    out unless nothing else is left.
     """
 
     name = "minibatch"
@@ -140,7 +141,10 @@ class MinibatchPolicy:
         is_suspect = probe.loss > math.log(num_classes(observation))
         if probe.gain == 0.0 and probe.alignment == 0.0:
             return -probe.loss if is_suspect and observation.hop >= self.warm_up else probe.loss
-        return probe.gain / SUSPICION if is_suspect and probe.gain > 0 else probe.gain
+        if probe.gain <= 0:
+            return probe.gain
+        # A gain against the trusted gradient is luck.
+        return probe.gain * max(0.0, probe.alignment) / (SUSPICION if is_suspect else 1.0)
 
     def _scores(
         self,
