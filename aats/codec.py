@@ -157,13 +157,14 @@ def _enum(kind: type[Enum]) -> Codec:
 
 def _key(key: Any) -> str:
     name = text(key)
-    if _is_destination(name):
+    if names_destination(name):
         raise Fault(f"key {name!r} is refused: a packet has no destination")
     return name
 
 
 @lru_cache(maxsize=1024)  # a header has the same few keys at every hop
-def _is_destination(name: str) -> bool:
+def names_destination(name: str) -> bool:
+    """Return whether a key would name a destination, which no packet may have."""
     return bool(_DESTINATION.fullmatch(re.sub(r"[_\-. ]", "", name).lower()))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from aats.advert import ComputeAdvert, LinkAdvert, NodePolicy
 from aats.config import HeldData, Scenario, SkillConfig
-from aats.errors import LocalError, ModelError, ScenarioError
+from aats.errors import LocalError, ModelError, ScenarioError, WireError
 from aats.identity import Identity
 from aats.ids import NodeId, new_packet_id
 from aats.installed import load_agent, load_policy
@@ -193,6 +193,8 @@ def build_packets(
             measure_on(header, payload, {s: b for s, b in plan.test.items() if s in skills})
         except ModelError as error:
             raise ScenarioError(f"{place}.model", config.model.name, str(error)) from error
+        except WireError as error:
+            raise ScenarioError(place, config.name, f"it cannot travel: {error}") from error
         packets.append(PacketPlan(header, payload, config.after_s))
     return packets
 

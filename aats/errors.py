@@ -20,10 +20,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class AatsError(Exception):
     """Root of everything AATS raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let an error cross from one process to another whole."""
+        return _again, (type(self), self.args, self.__dict__)
 
 
 class LocalError(AatsError):
@@ -32,6 +37,12 @@ class LocalError(AatsError):
 
 class RemoteError(AatsError):
     """A peer's mistake; the daemon records it and goes on."""
+
+
+def _again(kind: type[AatsError], args: tuple[Any, ...], fields: dict[str, Any]) -> AatsError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 def nearest(value: str, known: Iterable[str]) -> str:

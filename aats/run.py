@@ -25,7 +25,7 @@ from aats.ids import NodeId, PacketId
 from aats.oam.compare import Outcome, plain, summarise, table
 from aats.oam.plots import bad_nodes, comparison, svg
 from aats.oam.progress import Progress, human_bytes, progress
-from aats.oam.rundir import new_run_dir, write_run
+from aats.oam.rundir import new_run_dir, tidied, write_run
 from aats.oam.view import Event, RunView
 from aats.options import Exit, Format, LaunchOptions, World
 from aats.packet import Header
@@ -61,7 +61,7 @@ def _single(options: LaunchOptions) -> Exit:
     view = RunView()
     told = print_json if options.format is Format.JSONL else None
     title = f"{scenario.name}: {len(scenario.nodes)} nodes, world {options.world.value}"
-    with progress(view, title) as shown:
+    with tidied(run_dir), progress(view, title) as shown:
         watch = Watch(view, shown, told)
         if options.world is World.SIM:
             delivered = run_simulated(scenario, run_dir, watch)
@@ -306,9 +306,9 @@ def _compare(options: LaunchOptions) -> Exit:
         for job in jobs
     }
     run_dir = new_run_dir(options.out, f"{first.name}-compare", options.world.value)
-    outcomes = (
-        _simulate_all(scenarios) if options.world is World.SIM else _live_all(scenarios, run_dir)
-    )
+    with tidied(run_dir):
+        is_sim = options.world is World.SIM
+        outcomes = _simulate_all(scenarios) if is_sim else _live_all(scenarios, run_dir)
     outcomes.sort(key=lambda o: (options.compare.index(o.policy), o.seed))
     summary = summarise(outcomes)
     result = {"world": options.world.value, "seeds": options.seeds, "policies": summary}

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 
 from aats.advert import Role
+from aats.codec import names_destination
 from aats.config.scenario import FaultConfig, FaultKind, PacketConfig, Scenario
 from aats.errors import InfeasibleError, ScenarioError, nearest
 from aats.ids import NODE_ID, NodeId
@@ -91,6 +92,8 @@ def _check_data(scenario: Scenario, place: str) -> None:
     sources = {*SOURCES, *names("aats.data")}
     for skill, config in scenario.data.skills.items():
         at = f"{place}data.skills.{skill}"
+        if names_destination(skill):
+            raise ScenarioError(at, skill, "a packet has no destination, and no skill of that name")
         _known(config.source.name, sorted(sources), f"{at}.source", "sources")
         _known(config.partition.name, PARTITIONERS, f"{at}.partition", "partitioners")
         for node in config.nodes:

@@ -29,13 +29,16 @@ import blake3
 import numpy as np
 
 from aats import plugins
-from aats.errors import ScenarioError, UnknownPluginError, nearest
+from aats.errors import ModelError, ScenarioError, UnknownPluginError, nearest
 from aats.ids import NodeId
 from aats.packet import Header, Plugin
 from aats.payload import Array
 from aats.roles.data import Features, Labels, SkillData
 
 T = TypeVar("T")
+
+MAX_STEPS = 1 << 20
+"""Of one visit: more are a mistake, or meant to keep the node busy."""
 
 GROUP = "aats.methods"
 _LOCAL: dict[str, Callable[..., Method]] = {}
@@ -157,6 +160,8 @@ class Work:
     """
 
     def __init__(self, stop: Stop, plan: Plan) -> None:
+        if plan.total > MAX_STEPS:
+            raise ModelError(f"a plan of {plan.total} steps; a visit has at most {MAX_STEPS}")
         self.stop, self.plan = stop, plan
         self.steps = 0
         self.samples = 0
@@ -281,6 +286,8 @@ def configure(
             default = fields[key].default
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if isinstance(default, int | float) and not isinstance(default, bool) and not number:
+                raise ScenarioError(f"{place}.{key}", value, "a number is wanted")
+            if isinstance(value, float) and math.isnan(value):
                 raise ScenarioError(f"{place}.{key}", value, "a number is wanted")
     try:
         return factory(**params)

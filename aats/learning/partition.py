@@ -14,6 +14,7 @@ two it may name its own case mix.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -261,7 +262,7 @@ def _settings(scheme: str, params: dict[str, Any]) -> dict[str, Any]:
                 f"{', '.join(known) or 'none'}{nearest(name, known)}"
             )
     settings = {**known, **params}
-    if settings.get("alpha", 1.0) <= 0:
+    if not 0 < settings.get("alpha", 1.0) < math.inf:
         raise DataError(f"partition {scheme!r}: alpha {settings['alpha']}; must be above 0")
     return settings
 

@@ -13,14 +13,24 @@ nodes/           (live) each node's own files
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from aats.config import Scenario
+from aats.errors import (
+    DataError,
+    InfeasibleError,
+    LocalError,
+    MissingExtraError,
+    ModelError,
+    ScenarioError,
+)
 from aats.ids import PacketId
 from aats.ledger.file import write_ledger
 from aats.oam.plots import network_map, skill_curves, svg
@@ -36,17 +46,32 @@ _TORCH_DTYPE = {
 
 
 def new_run_dir(out: Path, name: str, world: str) -> Path:
-    """Create and return `out/<name>-<world>-<time>`, with a number added if it exists."""
+    """Create and return `out/<name>-<world>-<time>`, with a number added if it exists.
+
+    Raises:
+        LocalError: If it cannot be made; says why.
+    """
     stem = f"{name}-{world}-{time.strftime('%Y%m%d-%H%M%S')}"
-    out.mkdir(parents=True, exist_ok=True)
-    for number in range(1000):
-        path = out / (stem if number == 0 else f"{stem}-{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        return path
-    raise FileExistsError(f"{out / stem}: a thousand runs in one second")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for number in range(1000):
+            path = out / (stem if number == 0 else f"{stem}-{number}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                return path
+    except OSError as error:
+        raise LocalError(f"--out {out}: cannot make a folder there: {error.strerror}") from error
+    raise LocalError(f"{out / stem}: a thousand runs in one second")
+
+
+@contextlib.contextmanager
+def tidied(run_dir: Path) -> Iterator[None]:
+    """Return a scope that removes the run's folder if what was asked for turns out to be wrong."""
+    try:
+        yield
+    except (ScenarioError, DataError, ModelError, InfeasibleError, MissingExtraError):
+        shutil.rmtree(run_dir, ignore_errors=True)
+        raise
 
 
 def write_events(path: Path, events: Iterable[Event]) -> None:
