@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from aats import launch
+from aats import cli, launch
 from aats.options import Exit
 
 RING = (Path(__file__).parent.parent / "examples/ring/scenario.toml").read_text("utf-8")
@@ -138,6 +138,16 @@ def test_a_budget_that_is_too_small_comes_home_unmet(run: Run) -> None:
     (packet,) = json.loads(found.out)["packets"]
     assert packet["status"] == "home"
     assert packet["requirement_met"] is False
+
+
+def test_visits_that_diverge_are_undone_and_the_ledger_says_so(run: Run, tmp_path: Path) -> None:
+    found = run(changed("lr = 0.1", "lr = 1e30").replace("hops = 60", "hops = 12"))
+    assert found.code == Exit.NOT_MET
+    (ledger,) = (tmp_path / "runs").glob("*/ledger/*.jsonl")
+    kinds = [json.loads(line).get("kind") for line in ledger.read_text("utf-8").splitlines()[1:]]
+    assert "rolled-back" in kinds
+    assert "train" not in kinds
+    assert cli.main(["ledger", "verify", str(ledger.parent.parent)]) == Exit.OK
 
 
 def test_data_that_is_not_there_is_named_with_where_to_get_it(

@@ -75,7 +75,9 @@ class Decision:
 
     def _out_of_reach(self, copy: Copy, candidate: Candidate) -> Candidate:
         """Return the candidate, out of reach if it, or the way to it, failed a moment ago."""
-        if candidate.node in copy.avoid or (candidate.path and candidate.path[0] in copy.avoid):
+        is_home = candidate.kind is StopKind.HOME and candidate.node == self._desk.node
+        first = candidate.path[0] if candidate.path else candidate.node
+        if not is_home and (candidate.node in copy.avoid or first in copy.avoid):
             return replace(candidate, path=(), transfer_s=inf)
         return candidate
 

@@ -160,6 +160,8 @@ class Work:
         header = copy.header
         entry = VisitEntry(copy.row.data_of or self._desk.node, header.hop, "refused", 0.0, 0,
                            self._data_seq(copy))  # fmt: skip
+        # Else a packet with nowhere else to go would try again at once, and for ever.
+        copy.avoid[entry.node] = self._desk.now + self._desk.config.avoid_s
         self._desk.trace("visit.failed", packet=header.id, hop=header.hop, reason=reason)
         self.worked(copy, header.with_visit(entry))
 

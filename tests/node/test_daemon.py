@@ -12,22 +12,34 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zmq
 
 from aats.advert import ComputeAdvert, LinkAdvert, Role
 from aats.errors import LocalError, SignatureError
 from aats.ids import NodeId, Version
+from aats.lineage import RecordKind
+from aats.messages import Alive, Offer
 from aats.node import inbox
 from aats.node.daemon import Daemon, Home
 from aats.node.desk import CoreConfig
 from aats.node.executor import Executor, fork_zygote
 from aats.node.layout import Layout, LiveNode
-from aats.node.spec import EVENTS_FILE, IDENTITY_FILE, DaemonSpec
+from aats.node.spec import (
+    CURVE_FILE,
+    EVENTS_FILE,
+    IDENTITY_FILE,
+    LOG_FILE,
+    PEERS_FILE,
+    DaemonSpec,
+)
 from aats.packet import Architecture, Cost, Header, Plugin, Target
-from aats.payload import Payload
+from aats.payload import MODEL, Payload, pack
 from aats.roles.data import NodeData, SkillData
 from aats.roles.owner import make_packet
+from aats.transport.base import Kind
 from aats.transport.hub import Hub
-from aats.wire import sign_mandate
+from aats.transport.keys import CurveKeys, Directory
+from aats.wire import encode_message, sign_header, sign_mandate
 
 A, B = NodeId("a"), NodeId("b")
 SKILL = "colours"
@@ -203,3 +215,73 @@ async def test_what_no_node_would_take_is_told_at_once(pair: Pair) -> None:
         await daemons[A].submit(header, payload)
         await daemons[A].submit(header, payload)
         await home(daemons[A])
+
+
+# --- on the wire ------------------------------------------------------------------------------
+
+
+def _hostile_frames(pair: Pair) -> list[bytes]:
+    """Frames by one who has a's keys: everything that is wrong with bytes, and with offers."""
+    header, _ = pair.packet()
+    alive = bytes((Kind.MESSAGE,)) + encode_message(Alive(header.key))
+    moved = replace(header.moved_by(A), holder=A)
+    signed = sign_header(moved, pair.layout.identities[A])
+    forged = replace(signed, signature=bytes(64))
+    other = replace(signed, version=Version("1" * 64))
+    flipped = bytearray(bytes((Kind.MESSAGE,)) + encode_message(Offer(signed.key, signed)))
+    flipped[len(flipped) // 2] ^= 0xFF
+    offers = [
+        bytes((Kind.MESSAGE,)) + encode_message(Offer(h.key, h)) for h in (forged, other, signed)
+    ]
+    return [
+        b"", b"\0", b"\xff" * 40, alive[:-3], alive[:2], alive + b"x",
+        bytes((Kind.MESSAGE, 99)) + alive[2:],  # another wire version
+        bytes((Kind.MESSAGE, alive[1], 250)) + alive[3:],  # a type that is none
+        bytes((Kind.MESSAGE,)) + b"\1\x0d" + b"\xdf\xff\xff\xff\xff",  # a map of 2^32 entries
+        bytes((Kind.TICKET,)) + b"junk" * 9, bytes(flipped), *offers,
+        bytes((Kind.MESSAGE,)) + bytes(3 << 20),  # larger than any message
+    ]  # fmt: skip
+
+
+async def test_hostile_frames_harm_neither_the_node_nor_a_packet(pair: Pair) -> None:
+    victim, keys = pair.specs[B], CurveKeys.load(pair.specs[A].directory / CURVE_FILE)
+    peers = Directory.load(victim.directory / PEERS_FILE)
+    async with running(pair) as daemons:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+            dealer.linger = 2000
+            dealer.curve_serverkey = peers.get(B).curve_key
+            dealer.curve_publickey, dealer.curve_secretkey = keys.public, keys.secret
+            dealer.connect(victim.control)
+            for frame in _hostile_frames(pair):
+                await asyncio.to_thread(dealer.send, frame)
+            await asyncio.to_thread(dealer.send_multipart, [b"a", b"b", b"c"])
+            await daemons[A].submit(*pair.packet())
+            back = await home(daemons[A])
+    assert back.header.requirement_met
+    told = events(victim)
+    assert told.count("message.rejected") >= 6
+    assert told.count("offer.refused") >= 2
+    assert "node.fault" not in told
+    assert told.count("node.up") == 1
+    words = (victim.directory / LOG_FILE).read_text("utf-8")
+    assert "control.malformed" in words
+    assert "bulk.malformed" in words
+
+
+async def test_a_model_that_does_not_fit_is_refused_and_comes_home_as_it_was(pair: Pair) -> None:
+    header, payload = pair.packet()
+    wrong = {n: a for n, a in payload.arrays().items() if not n.startswith(MODEL)}
+    bad = pack({f"{MODEL}knowledge.{SKILL}": np.zeros(7, np.int32), **wrong})
+    version = bad.manifest.version(MODEL)
+    header = replace(header, version=version, base=version, manifest=bad.manifest)
+    async with running(pair) as daemons:
+        await daemons[A].submit(header, bad)
+        back = await home(daemons[A])
+    assert not back.header.requirement_met
+    assert back.header.version == version
+    assert {r.kind for r in back.header.chain} == {RecordKind.INIT, RecordKind.HOME}
+    assert {e.action for e in back.header.journal} == {"refused"}
+    lines = (pair.specs[B].directory / EVENTS_FILE).read_text("utf-8").splitlines()
+    failed = [e for e in map(json.loads, lines) if e["event"] == "visit.failed"]
+    assert failed
+    assert "ModelError" in failed[0]["reason"]

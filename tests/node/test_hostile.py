@@ -585,3 +585,28 @@ def any_message(
 
 def small_version() -> Version:
     return pack({f"{MODEL}x": np.zeros(1, np.float32)}).manifest.version()
+
+
+@pytest.mark.parametrize("pairs", [[(0, 1), (1, 2)], [(0, 1), (1, 2), (2, 3)]], ids=["one", "two"])
+def test_a_packet_whose_visits_all_fail_does_not_spin(pairs: list[tuple[int, int]]) -> None:
+    small = world(pairs)
+    header, _ = tally_packet(small, budget=Cost(40, 1e9, 1e12, 1e12))
+    bad = pack({f"{MODEL}other": np.zeros(3, np.float32)})
+    version = bad.manifest.version(MODEL)
+    header = replace(header, manifest=bad.manifest, version=version, base=version)
+    small.world.submit(small.owner, header, bad, at=1.0)
+    small.world.start()
+    assert small.world.run(3000.0, lambda: bool(small.world.deliveries))
+    (delivery,) = small.world.deliveries
+    assert not delivery.header.requirement_met
+    failed = [line for line in small.world.lines if '"visit.failed"' in line]
+    assert 0 < len(failed) <= 40
+
+
+def test_an_mpvu_that_gives_no_more_verdicts_does_not_hold_a_packet() -> None:
+    small = world(ring(4), tune=lambda config: replace(config, query_budget=1))
+    header, payload = tally_packet(small, target=0.999, budget=Cost(40, 1e9, 1e12, 1e12))
+    small.world.submit(small.owner, header, payload, at=1.0)
+    small.world.start()
+    assert small.world.run(3000.0, lambda: bool(small.world.deliveries))
+    assert sum('"query budget' in line for line in small.world.lines) <= 40
