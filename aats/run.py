@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from aats.node.forkserver import ForkServer
 
 EVENTS = "events.jsonl"
+TABLE_WIDTH = 130
+"""Columns of a comparison that goes into a file or a pipe."""
 
 Delivered = dict[PacketId, tuple[Header, Payload]]
 
@@ -317,7 +319,7 @@ def _compare(options: LaunchOptions) -> Exit:
     (run_dir / "compare.svg").write_text(svg(comparison(summary)), encoding="utf-8")
     (run_dir / "scenario.toml").write_text(first.to_toml(), encoding="utf-8")
     if options.format is Format.TEXT:
-        out = Console(highlight=False)
+        out = Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_WIDTH)
         out.print(table(summary, world=options.world.value, seeds=options.seeds))
         out.print(f"run: {run_dir}", soft_wrap=True)
     else:
