@@ -77,15 +77,22 @@ def entry(
 
 @app.command("ls")
 @guarded
-def list_runs(out: OutOption = Path("runs"), output: FormatOption = Format.TEXT) -> None:
+def list_runs(out: OutOption = Path("runs"), output: FormatOption = Format.TEXT) -> int:
     """List the runs in a folder, the newest first."""
-    rows = [_run_row(run) for run in _runs(out)]
+    rows, code = [], Exit.OK
+    for run in _runs(out):
+        try:
+            rows.append(_run_row(run))
+        except DataError as error:
+            typer.echo(f"error: {error}", err=True)
+            code = Exit.USAGE
     head = ("RUN", "PACKETS", "HOME", "MET", "SECONDS")
     cells = [
         (r["run"], str(r["packets"]), str(r["home"]), str(r["met"]), f"{r['seconds']:.1f}")
         for r in rows
     ]
     emit(rows, output, columns([head, *cells]) if rows else [f"no runs in {out}"])
+    return code
 
 
 @app.command()
@@ -125,9 +132,20 @@ def _events(run: Path) -> Iterable[dict[str, Any]]:
     if not (run / "events.jsonl").is_file():
         raise ScenarioError("--run", str(run), "a run's folder with an events.jsonl is wanted")
     try:
-        yield from read_events(run / "events.jsonl")
+        for event in read_events(run / "events.jsonl"):
+            if not _is_event(event):
+                raise ValueError(f"{json.dumps(event)[:60]} is no event")
+            yield event
     except ValueError as broken:
         raise DataError(f"{run / 'events.jsonl'}: {broken}") from broken
+
+
+def _is_event(event: object) -> bool:
+    return (
+        isinstance(event, dict)
+        and isinstance(event.get("t"), int | float)
+        and all(isinstance(event.get(name), str) for name in ("node", "event"))
+    )
 
 
 def _view(run: Path) -> RunView:
@@ -135,7 +153,11 @@ def _view(run: Path) -> RunView:
 
     view = RunView()
     for event in _events(run):
-        view.apply(event)
+        try:
+            view.apply(event)
+        except (KeyError, TypeError, ValueError, AttributeError) as broken:
+            what = json.dumps(event)[:60]
+            raise DataError(f"{run / 'events.jsonl'}: {what}: {broken!r}") from broken
     return view
 
 
@@ -237,7 +259,11 @@ def new(
         raise ScenarioError("--template", template, allowed, nearest(template, templates))
     if name.exists():
         raise ScenarioError("NAME", str(name), "must not be there yet")
-    shutil.copytree(templates[template], name, ignore=shutil.ignore_patterns("__pycache__", "runs"))
+    left_out = shutil.ignore_patterns("__pycache__", "runs")
+    try:
+        shutil.copytree(templates[template], name, ignore=left_out)
+    except OSError as error:
+        raise ScenarioError("NAME", str(name), f"cannot be made: {error.strerror}") from error
     typer.echo(f"made {name}; run it with: aats launch {name}")
 
 

@@ -213,10 +213,29 @@ def test_what_is_not_there_is_named(
     assert ("did you mean 'oncologist'" in capsys.readouterr().err) == (len(line) == 2)
 
 
-def test_a_damaged_trace_is_named(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (runs / "ring-sim-1" / "events.jsonl").write_text("{]\n")
-    assert cli.main(["ls", "--out", str(runs)]) == 2
-    assert "events.jsonl" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "line",
+    ["{]", "[]", "7", '{"t": "x"}', '{"t": 1, "node": "a", "event": "packet.received"}',
+     '{"t": 1, "node": "a", "event": "visit.finished", "packet": "p", "skills": 7}'],
+)  # fmt: skip
+def test_a_damaged_trace_is_named_and_hides_no_other(
+    runs: Path, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    damaged = runs / "ring-sim-2"
+    damaged.mkdir()
+    (damaged / "events.jsonl").write_text(line + "\n" + line + "\n")
+    code = cli.main(["ls", "--out", str(runs)])
+    said = capsys.readouterr()
+    assert "ring-sim-1" in said.out
+    assert "Traceback" not in said.err
+    assert code == (2 if "ring-sim-2" in said.err else 0)
+    assert cli.main(["trace", "x", "--run", str(damaged)]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["new", "/proc/nowhere/at/all"]) == 2
+    assert "/proc/nowhere/at/all" in capsys.readouterr().err
 
 
 def test_a_ledger_is_verified_and_a_changed_one_is_not(
