@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,11 +16,23 @@ from aats.ids import NodeId
 from aats.node.spec import EVENTS_FILE, LOG_FILE
 
 
+PROVOKED = frozenset(
+    {"advert.rejected", "message.rejected", "message.unsendable", "offer.refused",
+     "samples.refused"}
+)  # fmt: skip
+"""Events that a peer can cause as often as it likes."""
+BURST = 100
+"""Of each of them, told of one peer in `BURST_S`; what is left out is counted."""
+BURST_S = 10.0
+
+
 class Journal:
     """A node's two files. Each line is written at once: a killed node has told all it did."""
 
     def __init__(self, directory: Path, node: NodeId, clock: Clock) -> None:
         self._directory, self._node, self._clock = directory, node, clock
+        self._told: Counter[tuple[str, str]] = Counter()
+        self._told_since = 0.0
 
     def __enter__(self) -> Self:
         self._events: IO[bytes] = (self._directory / EVENTS_FILE).open("ab", buffering=0)
@@ -46,8 +59,23 @@ class Journal:
         self._words.close()
 
     def trace(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Write one line of the trace."""
-        line = {"t": self._clock.now(), "node": self._node, "event": event, **fields}
+        """Write one line of the trace; of what a peer provokes, not without end."""
+        now = self._clock.now()
+        if event in PROVOKED and self._is_too_often(event, str(fields.get("sender", "")), now):
+            return
+        self._write({"t": now, "node": self._node, "event": event, **fields})
+
+    def _is_too_often(self, event: str, peer: str, now: float) -> bool:
+        if now - self._told_since > BURST_S:
+            for (name, who), count in self._told.items():
+                if count > BURST:
+                    self.log.warning("trace.left-out", what=name, peer=who, lines=count - BURST)
+            self._told.clear()
+            self._told_since = now
+        self._told[event, peer] += 1
+        return self._told[event, peer] > BURST
+
+    def _write(self, line: Mapping[str, Any]) -> None:
         self._events.write(json.dumps(line, separators=(",", ":"), default=float).encode() + b"\n")
 
     def fault(self, error: BaseException) -> None:
