@@ -15,7 +15,6 @@ from aats.clock import Clock
 from aats.ids import NodeId
 from aats.node.spec import EVENTS_FILE, LOG_FILE
 
-
 PROVOKED = frozenset(
     {"advert.rejected", "message.rejected", "message.unsendable", "offer.refused",
      "samples.refused"}
