@@ -26,7 +26,7 @@ def test_hospitals_are_many_unequal_and_partly_bad() -> None:
     held = [scenario.nodes[name].data.get("oncology") for name in hospitals]
     bad = [name for name, data in zip(hospitals, held, strict=True) if data and data.wrong_labels]
     assert len(hospitals) == 16
-    assert len(bad) == 4
+    assert len(bad) == 5
     assert not any(scenario.nodes[name].contributes_to for name in bad)
     assert len({scenario.nodes[name].samples_per_s for name in hospitals}) > 8
     assert len({data.share for data in held if data}) > 4
@@ -40,7 +40,7 @@ def test_both_packets_meet_their_requirement() -> None:
     headers = {header.mandate.label: header for header, _ in home.values()}
     assert set(headers) == {"oncologist", "diabetologist"}
     assert all(header.requirement_met for header in headers.values())
-    assert max(header.hop for header in headers.values()) < 60
+    assert max(header.hop for header in headers.values()) < 90
 
 
 def test_a_pooled_model_reaches_the_targets_with_slack(pooled: ModuleType) -> None:
