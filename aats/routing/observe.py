@@ -232,7 +232,7 @@ def _promise(header: Header, candidate: Candidate) -> float:
     """Cheap score of a data node: log of need x supply over cost, plus how long ago it was."""
     cost_s = candidate.transfer_s + candidate.compute_s
     gain = math.log(_need_supply(header, candidate) + 1e-3)
-    since = candidate.hops_since if candidate.visits else 128
+    since = max(0, candidate.hops_since) if candidate.visits else 128
     return gain - math.log(cost_s + 1e-3) + math.log1p(since) - 10.0 * candidate.hurt
 
 
