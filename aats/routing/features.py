@@ -134,7 +134,8 @@ def relative_to_median(values: Column, counted: npt.NDArray[np.bool_]) -> Column
     held = np.where(counted & np.isfinite(values), values, np.nan)
     nobody = np.isnan(held).all(axis=-1, keepdims=True)
     median: Any = np.nanmedian(np.where(nobody, 1.0, held), axis=-1, keepdims=True)
-    result: Column = values / np.where(median > 0, median, 1.0)
+    with np.errstate(over="ignore"):  # infinitely many times as much is clipped like any other
+        result: Column = values / np.where(median > 0, median, 1.0)
     return result
 
 
