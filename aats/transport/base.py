@@ -1,7 +1,7 @@
 """What a node daemon asks of a transport: a control lane, a bulk lane, and a directory of peers.
 
-`aats.transport.zmq` and `aats.transport.bulk` implement both lanes over ZeroMQ; a third party
-may plug in its own (entry-point group `aats.transports`).
+`aats.transport.zmq` implements the control lane over ZeroMQ, `aats.transport.bulk` the bulk lane
+over TCP; a third party may plug in its own (entry-point group `aats.transports`).
 
 How a packet's tensors travel: the receiver's `expect` opens (or resumes) its part file, finds
 out what is missing and raises a `TicketReady`. The daemon puts the ticket on the control lane

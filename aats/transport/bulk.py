@@ -1,25 +1,28 @@
-"""The bulk lane: a payload's chunks from one store's mapping into another's, over ZeroMQ.
+"""The bulk lane: a payload's chunks from one store's mapping into another's, over TCP.
 
     receiver                         sender
     expect: part file, ticket  ----->  take_ticket        (control lane, encrypted)
-                               <-----  CHUNK 0..3         (bulk lane: ROUTER <- DEALER)
+                               <-----  CHUNK 0..3         (bulk lane: a plain stream)
     CREDIT as each is in place ----->  CHUNK 4, 5, ...
     DONE, all digests hold     ----->  transfer forgotten
 
-Chunks leave the sender's mapping without a copy and go from the received frame straight into
-the part's mapping: copied, or decrypted, which replaces the copy. At most `WINDOW_CHUNKS` of a
-transfer are under way, which bounds memory at both ends. The receiver knows the plan, so the
-last chunk is the end; nothing else says so.
+Chunks leave the sender's mapping without a copy and are received straight into the part's
+mapping; encrypted ones into a buffer and from there decrypted into it. At most `WINDOW_CHUNKS`
+of a transfer are under way and TCP's own window bounds what lies between, so memory is bounded
+at both ends. The receiver knows the plan, so the last chunk is the end; nothing else says so.
+
+All transfers between two nodes share one connection, their chunks taking turns. A connection
+that breaks fails the transfers on it at once.
 
 A transfer that breaks leaves its part file; the next offer's ticket names what is still
-missing. A stranger at the bulk port has no token, and what it says is dropped.
+missing. A stranger at the bulk port has no token: its connection ends with its first head, or
+after `GREETING_S` without one, and only so many are open (`reception.CONNECTIONS_KEPT`).
 """
 
 from __future__ import annotations
 
+import socket
 import time
-
-import zmq
 
 from aats.errors import LocalError
 from aats.ids import CustodyKey, NodeId
@@ -29,8 +32,9 @@ from aats.transport.base import BulkCallback
 from aats.transport.hub import Hub
 from aats.transport.keys import Directory
 from aats.transport.reception import Receiver
-from aats.transport.sending import Sender, limit
+from aats.transport.sending import Sender
 from aats.transport.shape import Shaping
+from aats.transport.stream import listen, unlisten
 
 SILENCE_S = 30.0
 """A transfer without progress for so long has failed. One chunk takes 17 s at 1 Mbit/s."""
@@ -68,7 +72,7 @@ class BulkLane:
         self._hub = hub or Hub()
         self._owns_hub = hub is None
         self._thread = self._hub.thread
-        self._router: zmq.Socket[bytes] | None = None
+        self._listener: socket.socket | None = None
         self._receiver: Receiver | None = None
         self._sender = Sender(
             self._hub, directory, store, on_event, encrypt=encrypt, shaping=shaping
@@ -80,16 +84,13 @@ class BulkLane:
         Raises:
             LocalError: Naming the address, if it is in use or cannot be bound.
         """
-        router = self._hub.context.socket(zmq.ROUTER)
-        limit(router)
         try:
-            router.bind(self.address)
-        except zmq.ZMQError as error:
-            router.close(linger=0)
-            raise LocalError(f"bulk lane of {self.node}: {self.address}: {error}") from error
-        self.address = router.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._router = router
-        self._receiver = Receiver(router, self._store, self._on_event, encrypt=self._encrypt)
+            self._listener, self.address = listen(self.address)
+        except LocalError as error:
+            raise LocalError(f"bulk lane of {self.node}: {error}") from error
+        self._receiver = Receiver(
+            self._listener, self._thread, self._store, self._on_event, encrypt=self._encrypt
+        )
         self._thread.call(self._serve)
 
     def expect(
@@ -121,8 +122,8 @@ class BulkLane:
     # --- on the bulk thread -------------------------------------------------------------------
 
     def _serve(self) -> None:
-        if self._router is not None and self._receiver is not None:
-            self._thread.on_readable(self._router, self._receiver.take_chunks)
+        if self._listener is not None and self._receiver is not None:
+            self._thread.on_readable(self._listener, self._receiver.accept)
             self._sweep()
 
     def _forget(self, key: CustodyKey) -> None:
@@ -143,7 +144,7 @@ class BulkLane:
         if self._receiver is not None:
             self._receiver.close()
             self._receiver = None
-        if self._router is not None:
-            self._thread.on_readable(self._router, None)
-            self._router.close(linger=0)
-            self._router = None
+        if self._listener is not None:
+            self._thread.on_readable(self._listener, None)
+            unlisten(self._listener, self.address)
+            self._listener = None

@@ -1,8 +1,8 @@
 """What the nodes of one process share: a ZeroMQ context, its doorkeeper, the bulk thread.
 
-The thread is a small event loop over plain (not asyncio) sockets, because a future per message
-costs more than the message. It also answers ZAP requests, so that a busy asyncio loop never
-keeps a neighbour waiting at the door.
+The thread is a small event loop over ZeroMQ and stream sockets (not asyncio's), because a future
+per message costs more than the message. It also answers ZAP requests, so that a busy asyncio
+loop never keeps a neighbour waiting at the door.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from aats.spool import CHUNK_BYTES
 from aats.transport.keys import ZapHandler
 
 Callback = Callable[[], None]
+Socket = zmq.Socket[bytes] | socket.socket
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
 ZAP_ADDRESS = "inproc://zeromq.zap.01"
@@ -41,8 +42,8 @@ class SocketThread(threading.Thread):
     def __init__(self, name: str) -> None:
         super().__init__(name=name, daemon=True)
         self._poller = zmq.Poller()
-        self._readers: dict[zmq.Socket[bytes], Callback] = {}
-        self._writers: dict[zmq.Socket[bytes], Callback] = {}
+        self._readers: dict[zmq.Socket[bytes] | int, Callback] = {}
+        self._writers: dict[zmq.Socket[bytes] | int, Callback] = {}
         self._calls: deque[Callback] = deque()
         self._timers: list[tuple[float, int, Callback]] = []
         self._numbers = itertools.count()
@@ -77,31 +78,34 @@ class SocketThread(threading.Thread):
         """Run `callback` once `time.monotonic()` has reached `when`."""
         heapq.heappush(self._timers, (when, next(self._numbers), callback))
 
-    def on_readable(self, sock: zmq.Socket[bytes], callback: Callback | None) -> None:
-        """Call back while `sock` has messages; None: no longer."""
+    def on_readable(self, sock: Socket, callback: Callback | None) -> None:
+        """Call back while `sock` has something to read or is broken; None: no longer."""
         self._set(self._readers, sock, callback)
 
-    def on_writable(self, sock: zmq.Socket[bytes], callback: Callback | None) -> None:
-        """Call back while `sock` takes messages; None: no longer."""
+    def on_writable(self, sock: Socket, callback: Callback | None) -> None:
+        """Call back while `sock` takes something; None: no longer."""
         self._set(self._writers, sock, callback)
 
     def _set(
         self,
-        table: dict[zmq.Socket[bytes], Callback],
-        sock: zmq.Socket[bytes],
+        table: dict[zmq.Socket[bytes] | int, Callback],
+        sock: Socket,
         callback: Callback | None,
     ) -> None:
+        key = sock.fileno() if isinstance(sock, socket.socket) else sock
+        if table.get(key) is callback is None:
+            return
         if callback is None:
-            table.pop(sock, None)
+            table.pop(key, None)
         else:
-            table[sock] = callback
-        flags = (zmq.POLLIN if sock in self._readers else 0) | (
-            zmq.POLLOUT if sock in self._writers else 0
+            table[key] = callback
+        flags = (zmq.POLLIN if key in self._readers else 0) | (
+            zmq.POLLOUT if key in self._writers else 0
         )
         if flags:
-            self._poller.register(sock, flags)
-        elif sock in self._poller:
-            self._poller.unregister(sock)
+            self._poller.register(key, flags)
+        elif key in self._poller:
+            self._poller.unregister(key)
 
     def _end(self) -> None:
         self._is_stopping = True
@@ -116,7 +120,7 @@ class SocketThread(threading.Thread):
                     continue
                 if flags & zmq.POLLOUT:
                     self._run(self._writers.get(sock))
-                if flags & zmq.POLLIN:
+                if flags & (zmq.POLLIN | zmq.POLLERR):
                     self._run(self._readers.get(sock))
             while self._calls:
                 self._run(self._calls.popleft())

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import zmq
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from aats.errors import AatsError, LocalError, WireError
@@ -21,23 +19,25 @@ from aats.transport.base import BulkCallback, Notice
 from aats.transport.hub import Hub
 from aats.transport.keys import Directory
 from aats.transport.shape import Pacer, Shaping
+from aats.transport.stream import Connection, dial
 from aats.transport.ticket import (
     TAG_BYTES,
     FrameKind,
+    Head,
     Ticket,
     cipher,
     nonce,
     pack_head,
-    unpack_head,
 )
 
 WINDOW_CHUNKS = 4
 """Chunks of one transfer under way: 8 MiB, enough for 1 Gbit/s at 60 ms."""
 TICKETS_KEPT = 256
 """Tickets that came before the core said to send."""
-DEALERS_KEPT = 64
+CONNECTIONS_KEPT = 64
 """Connections kept open to receivers, the latest used."""
-REPLIES_A_TURN = 16
+TEXT_BYTES = 500
+"""Of a reply."""
 
 
 @dataclass(slots=True)
@@ -59,10 +59,10 @@ class Transfer:
 
 
 class Sender:
-    """Sends chunks to the DEALER sockets of receivers, at most a window of each transfer.
+    """Sends chunks over a connection to each receiver, at most a window of each transfer.
 
     Args:
-        hub: Whose context and thread to use.
+        hub: Whose thread to use.
         directory: Where receivers are.
         store: Where payloads are.
         on_event: Called with `TransferFailed` and notices.
@@ -80,16 +80,15 @@ class Sender:
         encrypt: bool,
         shaping: Shaping | None,
     ) -> None:
-        self._hub, self._thread = hub, hub.thread
+        self._thread = hub.thread
         self._directory, self._store, self._on_event = directory, store, on_event
         self._encrypt, self._shaping = encrypt, shaping
-        self._dealers: OrderedDict[NodeId, zmq.Socket[bytes]] = OrderedDict()
+        self._connections: OrderedDict[NodeId, Connection] = OrderedDict()
         self._dialled: dict[NodeId, str] = {}
         self._transfers: dict[tuple[NodeId, CustodyKey], Transfer] = {}
         self._tickets: OrderedDict[tuple[NodeId, CustodyKey], Ticket] = OrderedDict()
         self._pacers: dict[NodeId, Pacer] = {}
         self._buffers: list[Bytes] = []
-        self._blocked: dict[NodeId, list[Callable[[], None]]] = {}
 
     def send(self, to: NodeId, key: CustodyKey, source: CustodyKey, manifest: Manifest) -> None:
         """Begin a transfer, at once or when its ticket comes."""
@@ -168,34 +167,15 @@ class Sender:
         if transfer.token != token or index not in transfer.under_way:
             return
         try:
-            dealer = self._dealer(transfer.to)
+            connection = self._connection(transfer.to)
         except LocalError as error:
             self._fail(transfer, str(error))
             return
         buffer, data = self._sealed(transfer, index)
         transfer.under_way[index] = buffer
-        try:
-            head = pack_head(FrameKind.CHUNK, token, index)
-            dealer.send_multipart([head, data], zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            self._release(buffer)
-            transfer.under_way[index] = None
-            self._retry(transfer, token, index)
-            return
         transfer.began = True
         transfer.heard = time.monotonic()
-
-    def _retry(self, transfer: Transfer, token: bytes, index: int) -> None:
-        """Try again once the connection is there (or has room)."""
-        dealer = self._dealer(transfer.to)
-        pending = self._blocked.setdefault(transfer.to, [])
-        pending.append(lambda: self._push(transfer, token, index))
-        self._thread.on_writable(dealer, lambda: self._unblock(transfer.to))
-
-    def _unblock(self, to: NodeId) -> None:
-        self._thread.on_writable(self._dealers[to], None)
-        for push in self._blocked.pop(to, []):
-            push()
+        connection.send(pack_head(FrameKind.CHUNK, token, index, len(data)), data)
 
     def _sealed(self, transfer: Transfer, index: int) -> tuple[Bytes | None, memoryview]:
         """Return a chunk as it travels, and the buffer it lies in unless it is the mapping."""
@@ -225,51 +205,52 @@ class Sender:
         if buffer is not None and len(self._buffers) < 2 * WINDOW_CHUNKS:
             self._buffers.append(buffer)
 
-    def _dealer(self, to: NodeId) -> zmq.Socket[bytes]:
+    def _connection(self, to: NodeId) -> Connection:
         address = self._directory.get(to).bulk
-        if to in self._dealers and self._dialled[to] != address:
+        if to in self._connections and self._dialled[to] != address:
             self._hang_up(to)
-        if to in self._dealers:
-            self._dealers.move_to_end(to)
-            return self._dealers[to]
-        dealer = self._hub.context.socket(zmq.DEALER)
-        limit(dealer)
+        if to in self._connections:
+            self._connections.move_to_end(to)
+            return self._connections[to]
         try:
-            dealer.connect(address)
-        except zmq.ZMQError as error:
-            dealer.close(linger=0)
+            connection = dial(address, self._thread, self)
+        except LocalError as error:
             raise LocalError(f"bulk address of {to}: {error}") from error
-        self._thread.on_readable(dealer, lambda: self._take_replies(to))
-        self._dealers[to], self._dialled[to] = dealer, address
-        if len(self._dealers) > DEALERS_KEPT:
+        self._connections[to], self._dialled[to] = connection, address
+        if len(self._connections) > CONNECTIONS_KEPT:
             busy = {transfer.to for transfer in self._transfers.values()}
-            idle = next((peer for peer in self._dealers if peer not in busy), None)
+            idle = next((peer for peer in self._connections if peer not in busy), None)
             if idle is not None:
                 self._hang_up(idle)
-        return dealer
+        return connection
 
     def _hang_up(self, to: NodeId) -> None:
-        dealer = self._dealers.pop(to)
-        self._thread.on_readable(dealer, None)
-        self._thread.on_writable(dealer, None)
-        self._blocked.pop(to, None)
-        dealer.close(linger=0)
+        self._connections.pop(to).close()
 
-    def _take_replies(self, to: NodeId) -> None:
-        for _ in range(REPLIES_A_TURN):
-            dealer = self._dealers.get(to)
-            if dealer is None:
-                return
-            try:
-                frames = dealer.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            try:
-                if len(frames) != 2:
-                    raise WireError(f"bulk reply of {len(frames)} frames, must be 2")
-                self._take_reply(to, *unpack_head(frames[0]), frames[1])
-            except WireError as error:
-                self._on_event(Notice("bulk.malformed", {"peer": to, "reason": str(error)}))
+    def place(self, connection: Connection, head: Head) -> Bytes:
+        """Return a buffer for the text of a reply.
+
+        Raises:
+            WireError: If it is too long for one.
+        """
+        if head.size > TEXT_BYTES:
+            raise WireError(f"bulk reply of {head.size} bytes, allowed are {TEXT_BYTES}")
+        return np.empty(head.size, np.uint8)
+
+    def take(self, connection: Connection, head: Head, data: Bytes) -> None:
+        """Take a reply."""
+        to = next((n for n, c in self._connections.items() if c is connection), None)
+        if to is not None:
+            self._take_reply(to, head.kind, head.token, head.index, data.tobytes())
+
+    def lost(self, connection: Connection, reason: str) -> None:
+        """Give up on what was under way over a connection that broke."""
+        to = next((n for n, c in self._connections.items() if c is connection), None)
+        if to is None:
+            return
+        del self._connections[to]
+        for transfer in [t for t in self._transfers.values() if t.to == to and t.under_way]:
+            self._fail(transfer, f"connection to {to}: {reason}")
 
     def _take_reply(
         self, to: NodeId, kind: FrameKind, token: bytes, index: int, text: bytes
@@ -309,25 +290,12 @@ class Sender:
         now = time.monotonic()
         for transfer in [t for t in self._transfers.values() if now - t.heard > silence_s]:
             self._fail(transfer, f"no sign of {transfer.to} for {silence_s:g} s")
+            busy = {transfer.to for transfer in self._transfers.values()}
+            if transfer.to in self._connections and transfer.to not in busy:
+                self._hang_up(transfer.to)  # what is queued there would keep the payload
 
     def close(self) -> None:
         """Close every connection."""
-        for to in tuple(self._dealers):
+        for to in tuple(self._connections):
             self._hang_up(to)
         self._transfers.clear()
-
-
-def limit(sock: zmq.Socket[bytes]) -> None:
-    """Set the limits that keep a peer from using up our memory, and the timers."""
-    is_router = sock.type == zmq.ROUTER
-    sock.setsockopt(zmq.MAXMSGSIZE, CHUNK_BYTES + 4096)
-    sock.setsockopt(zmq.RCVHWM, 2 * WINDOW_CHUNKS if is_router else 1000)
-    sock.setsockopt(zmq.SNDHWM, 1000 if is_router else 4 * WINDOW_CHUNKS)
-    sock.setsockopt(zmq.LINGER, 0)
-    sock.setsockopt(zmq.IMMEDIATE, 1)
-    sock.setsockopt(zmq.RECONNECT_IVL, 20)
-    sock.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
-    sock.setsockopt(zmq.HEARTBEAT_IVL, 1000)
-    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
-    if is_router:
-        sock.setsockopt(zmq.ROUTER_MANDATORY, 1)

@@ -25,8 +25,8 @@ TAG_BYTES = 16
 """AES-GCM's tag behind an encrypted chunk."""
 _TICKET = struct.Struct("<BB16s32sQQHII")
 """Version, encrypted?, token, key, hop, epoch, length of id, number of ranges, of chunks."""
-_HEAD = struct.Struct("<BB16sI")
-"""Version, kind, token, chunk index."""
+_HEAD = struct.Struct("<BB16sII")
+"""Version, kind, token, chunk index, bytes that follow."""
 HEAD_BYTES = _HEAD.size
 
 
@@ -108,24 +108,35 @@ class FrameKind(IntEnum):
     """Back: this token is unknown, or the bytes are wrong; the reason follows."""
 
 
-def pack_head(kind: FrameKind, token: bytes, index: int = 0) -> bytes:
-    """Return the head of a frame."""
-    return _HEAD.pack(VERSION, kind, token, index)
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What comes before the bytes of a frame."""
+
+    kind: FrameKind
+    token: bytes
+    index: int
+    size: int
+    """Bytes that follow."""
 
 
-def unpack_head(data: bytes | memoryview) -> tuple[FrameKind, bytes, int]:
-    """Return kind, token and chunk index of a head.
+def pack_head(kind: FrameKind, token: bytes, index: int = 0, size: int = 0) -> bytes:
+    """Return the head of a frame of `size` bytes."""
+    return _HEAD.pack(VERSION, kind, token, index, size)
+
+
+def unpack_head(data: bytes | bytearray | memoryview) -> Head:
+    """Return the head that `data` is.
 
     Raises:
         WireError: If it is none of this version.
     """
     if len(data) != _HEAD.size:
         raise WireError(f"bulk head: {len(data)} bytes, must be {_HEAD.size}")
-    version, kind, token, index = _HEAD.unpack(data)
+    version, kind, token, index, size = _HEAD.unpack(data)
     if version != VERSION:
         raise WireError(f"bulk head: version {version}, must be {VERSION}")
     try:
-        return FrameKind(kind), token, index
+        return Head(FrameKind(kind), token, index, size)
     except ValueError as error:
         raise WireError(f"bulk head: kind {kind}") from error
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import queue
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,16 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zmq
 
 from aats.errors import LocalError
 from aats.ids import CustodyKey, NodeId, new_packet_id
 from aats.node.events import CustodyRow, PacketReceived, TransferFailed
 from aats.packet import UNLIMITED, Architecture, Header, Mandate, Owner, PacketKind, Plugin
 from aats.payload import Manifest, Payload, pack
-from aats.spool import CHUNK_BYTES
+from aats.spool import CHUNK_BYTES, plan
 from aats.store import NodeStore
-from aats.transport import bulk
+from aats.transport import bulk, reception
 from aats.transport.base import BulkEvent, Notice, ReceptionFailed, TicketReady
 from aats.transport.bulk import BulkLane
 from aats.transport.hub import Hub
@@ -27,7 +27,16 @@ from aats.transport.keys import Directory, Endpoint
 from aats.transport.reception import Receiver
 from aats.transport.sending import WINDOW_CHUNKS, Sender
 from aats.transport.shape import LinkShape
-from aats.transport.ticket import HEAD_BYTES, TAG_BYTES, FrameKind, Ticket, pack_head
+from aats.transport.ticket import (
+    HEAD_BYTES,
+    TAG_BYTES,
+    FrameKind,
+    Ticket,
+    cipher,
+    nonce,
+    pack_head,
+    unpack_head,
+)
 
 ANY = "tcp://127.0.0.1:0"
 PATIENCE_S = 10
@@ -332,58 +341,155 @@ def test_a_ticket_that_asks_for_what_is_not_there_is_refused(
     assert not event.began
 
 
+def dialled(address: str) -> socket.socket:
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    stranger = socket.create_connection((host, int(port)), PATIENCE_S)
+    stranger.settimeout(PATIENCE_S)
+    return stranger
+
+
+def is_cut_off(stranger: socket.socket) -> bool:
+    try:
+        return stranger.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+GUESS = bytes(16)
 HOSTILE = [
-    [b""],
-    [b"x" * HEAD_BYTES, b"data"],
-    [pack_head(FrameKind.CHUNK, bytes(16))],
-    [pack_head(FrameKind.CREDIT, bytes(16)), b""],
-    [pack_head(FrameKind.CHUNK, bytes(16)), b"a", b"b"],
+    b"x" * HEAD_BYTES,
+    b"\x16\x03\x01" + bytes(300),
+    pack_head(FrameKind.CHUNK, GUESS),
+    pack_head(FrameKind.CHUNK, GUESS, 0, 100) + b"data",
+    pack_head(FrameKind.CHUNK, GUESS, 0, 2 * CHUNK_BYTES),
+    pack_head(FrameKind.CREDIT, GUESS),
 ]
 
 
-@pytest.mark.parametrize("frames", HOSTILE)
-def test_junk_at_the_bulk_port_is_dropped(world: World, frames: list[bytes]) -> None:
+@pytest.mark.parametrize("data", HOSTILE)
+def test_a_stranger_at_the_bulk_port_is_cut_off(world: World, data: bytes) -> None:
     b = world.node("b")
-    with world.hub.context.socket(zmq.DEALER) as stranger:
-        stranger.setsockopt(zmq.LINGER, 0)
-        stranger.connect(b.lane.address)
-        stranger.send_multipart(frames)
-        event = b.next()
-        assert isinstance(event, Notice)
-        stranger.send_multipart([pack_head(FrameKind.CHUNK, bytes(16)), b"guess"])
-        assert stranger.poll(PATIENCE_S * 1000)
-        assert stranger.recv_multipart() == [
-            pack_head(FrameKind.REFUSED, bytes(16)), b"unknown transfer"
-        ]  # fmt: skip
+    with dialled(b.lane.address) as stranger:
+        stranger.sendall(data)
+        assert isinstance(b.next(), Notice)
+        assert is_cut_off(stranger)
     hop(world.node("a"), b, tensors(1, w=10), key_of(1))
 
 
-def test_an_oversize_frame_is_cut_off(world: World) -> None:
+def test_a_stranger_that_says_nothing_is_cut_off(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "SILENCE_S", 0.05)
+    with dialled(world.node("b").lane.address) as stranger:
+        assert is_cut_off(stranger)
+
+
+def test_many_strangers_do_not_keep_a_sender_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reception, "CONNECTIONS_KEPT", 4)
+    a, b = world.node("a"), world.node("b")
+    hop(a, b, tensors(1, w=10), key_of(1))
+    strangers = [dialled(b.lane.address) for _ in range(12)]
+    hop(a, b, tensors(2, w=10), key_of(2))
+    assert is_cut_off(strangers[0])
+    for stranger in strangers:
+        stranger.close()
+
+
+def expected(world: World, num_items: int) -> tuple[Node, Payload, CustodyKey, Ticket]:
+    """A receiver that waits for a payload, and the ticket it gave out."""
     b = world.node("b")
-    with world.hub.context.socket(zmq.DEALER) as stranger:
-        stranger.setsockopt(zmq.LINGER, 0)
-        monitor = stranger.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        stranger.connect(b.lane.address)
-        stranger.send_multipart([pack_head(FrameKind.CHUNK, bytes(16)), bytes(2 * CHUNK_BYTES)])
-        assert monitor.poll(PATIENCE_S * 1000)
-        stranger.disable_monitor()
-        monitor.close()
+    world.node("a")
+    payload, key = tensors(1, w=num_items), key_of(1)
+    b.lane.expect(NodeId("a"), key.next(), payload.manifest)
+    world.hub.thread.call_and_wait(lambda: None)
+    return b, payload, key.next(), world.tickets[0]
+
+
+def frame(ticket: Ticket, payload: Payload, index: int) -> bytes:
+    """A chunk as it travels."""
+    ((start, end),) = plan(ticket.ranges)[index]
+    data = bytes(payload.arena[start:end])
+    found = cipher(ticket.secret)
+    sealed = data if found is None else found.encrypt(nonce(index), data, ticket.token)
+    return pack_head(FrameKind.CHUNK, ticket.token, index, len(sealed)) + sealed
+
+
+def test_a_sender_that_dials_anew_takes_over_and_the_old_one_writes_no_more(world: World) -> None:
+    b, payload, key, ticket = expected(world, CHUNK_BYTES // 2)
+    chunk = frame(ticket, payload, 0)
+    with dialled(b.lane.address) as old, dialled(b.lane.address) as new:
+        old.sendall(chunk[: len(chunk) // 2])
+        while not b.lane._receiver._receptions[ticket.token].filling:  # type: ignore[union-attr]
+            world.hub.thread.call_and_wait(lambda: None)
+        new.sendall(chunk)
+        assert new.recv(HEAD_BYTES) == pack_head(FrameKind.CREDIT, ticket.token)
+        assert is_cut_off(old)
+        new.sendall(chunk + frame(ticket, payload, 1))
+        event = b.next()
+    assert isinstance(event, PacketReceived), event
+    b.store.save(row_of(key, payload.manifest))
+    b.store.payload(key).verify()
+
+
+def test_a_forgotten_transfer_writes_no_more(world: World) -> None:
+    b, payload, key, ticket = expected(world, CHUNK_BYTES // 2)
+    chunk = frame(ticket, payload, 0)
+    with dialled(b.lane.address) as sender:
+        sender.sendall(chunk[: len(chunk) // 2])
+        while not b.lane._receiver._receptions[ticket.token].filling:  # type: ignore[union-attr]
+            world.hub.thread.call_and_wait(lambda: None)
+        part = b.store.incoming(key, payload.manifest)
+        b.lane.cancel(key)
+        world.hub.thread.call_and_wait(lambda: None)
+        assert part.arena is not None
+        before = bytes(part.arena.view(payload.manifest.total))
+        sender.sendall(chunk[len(chunk) // 2 :])
+        assert unpack_head(sender.recv(HEAD_BYTES)).kind is FrameKind.REFUSED
+        assert bytes(part.arena.view(payload.manifest.total)) == before
     assert b.events.empty()
 
 
 def test_a_chunk_of_the_wrong_size_ends_the_transfer(world: World) -> None:
-    b = world.node("b")
-    world.node("a")
-    payload, key = tensors(1, w=1000), key_of(1)
-    b.lane.expect(NodeId("a"), key.next(), payload.manifest)
-    world.hub.thread.call_and_wait(lambda: None)
-    with world.hub.context.socket(zmq.DEALER) as sender:
-        sender.setsockopt(zmq.LINGER, 0)
-        sender.connect(b.lane.address)
-        sender.send_multipart([pack_head(FrameKind.CHUNK, world.tickets[0].token), b"short"])
+    b, _, _, ticket = expected(world, 1000)
+    with dialled(b.lane.address) as sender:
+        sender.sendall(pack_head(FrameKind.CHUNK, ticket.token, 0, 5) + b"short")
         event = b.next()
     assert isinstance(event, ReceptionFailed)
     assert "the plan says" in event.reason
+
+
+def test_a_connection_that_breaks_fails_its_transfers_at_once(world: World) -> None:
+    a = world.node("a")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(PATIENCE_S)
+        port = server.getsockname()[1]
+        world.directory.add(Endpoint(NodeId("b"), bulk=f"tcp://127.0.0.1:{port}"))
+        payload, key = tensors(1, w=1000), key_of(1)
+        a.store.submit(key, payload)
+        a.lane.send(NodeId("b"), key.next(), key, payload.manifest)
+        ticket = Ticket(key.next(), bytes(16), b"k" * 32, ((0, 4000),), bytes(1))
+        a.lane.take_ticket(NodeId("b"), ticket.encode())
+        server.accept()[0].close()
+        event = a.next()
+    assert isinstance(event, TransferFailed)
+    assert "connection to b" in event.reason
+
+
+def test_unix_sockets_serve_as_well(tmp_path: Path) -> None:
+    world = World(tmp_path, encrypt=False)
+    store = NodeStore(tmp_path / "c")
+    lane = BulkLane(
+        NodeId("c"), f"ipc://{tmp_path}/s", world.directory, store, lambda event: None,
+        hub=world.hub,
+    )  # fmt: skip
+    lane.start()
+    assert (tmp_path / "s").is_socket()
+    lane.close()
+    assert not (tmp_path / "s").exists()
+    store.close()
+    world.close()
 
 
 def test_what_falls_silent_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
