@@ -72,9 +72,7 @@ class UnknownPluginError(LocalError):
     def __init__(self, group: str, name: str, known: Iterable[str]) -> None:
         self.group, self.name, self.known = group, name, tuple(sorted(known))
         listed = ", ".join(self.known) or "none installed"
-        super().__init__(
-            f"unknown {group} {name!r}; known: {listed}{nearest(name, self.known)}"
-        )
+        super().__init__(f"unknown {group} {name!r}; known: {listed}{nearest(name, self.known)}")
 
 
 class DataError(LocalError):

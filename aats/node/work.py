@@ -228,5 +228,3 @@ def skills_of(header: Header) -> dict[str, dict[str, object]]:
                 "met": header.met(target),
             }  # fmt: skip
     return shown
-
-
