@@ -116,7 +116,8 @@ def trace(
         allowed = f"packets of {folder} are {', '.join(names or view.packets)}"
         raise ScenarioError("PACKET", packet, allowed, nearest(packet, known))
     rows = [event for event in _events(folder) if event.get("packet") == wanted]
-    emit(rows, output, filter(None, map(_told, rows)))
+    start = view.first_t or 0.0
+    emit(rows, output, [_told(event, start) for event in rows])
 
 
 def _runs(out: Path) -> list[Path]:
@@ -177,9 +178,9 @@ VERSION_LENGTH = 64
 _QUIET = {"t", "node", "event", "packet", "scores", "skills", "epoch"}
 
 
-def _told(event: dict[str, Any]) -> str:
+def _told(event: dict[str, Any], start: float) -> str:
     """Return one event of a packet as a line for a person; a decision with its best scores."""
-    place = f"{event['t']:9.3f} s  {event['node']:<12} {event['event']:<18} "
+    place = f"{event['t'] - start:9.3f} s  {event['node']:<12} {event['event']:<18} "
     if event["event"] == "decision":
         best = sorted(event.get("scores", {}).items(), key=lambda kv: -kv[1])[:4]
         scores = ", ".join(f"{node} {score:.3g}" for node, score in best)

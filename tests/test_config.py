@@ -73,9 +73,9 @@ def test_the_resolved_copy_loads_to_the_same_scenario(folder: Path) -> None:
     assert again.to_toml() == scenario.to_toml()
 
 
-def test_the_digest_depends_on_settings_and_not_on_folders(folder: Path, tmp_path: Path) -> None:
+def test_the_digest_depends_on_settings_and_not_on_folders(folder: Path) -> None:
     here, there = with_(folder, "data.root=a"), with_(folder, "data.root=b")
-    assert here.data.root == str((tmp_path / "a").resolve())
+    assert here.data.root == str(Path("a").resolve())
     assert here.digest() == there.digest()
     assert here.digest() != with_(folder, "scenario.seed=4").digest()
 
@@ -264,3 +264,12 @@ def test_whatever_stands_in_a_table_only_our_errors_come(data: st.DataObject) ->
     table[key] = data.draw(VALUES)
     with contextlib.suppress(AatsError):
         build(tables)
+
+
+def test_a_path_that_is_typed_starts_where_it_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ring = Path(__file__).parents[1] / "examples" / "ring"
+    scenario = load_scenario(ring, ["data.root=some/where"])
+    assert scenario.data.root == str(tmp_path / "some" / "where")

@@ -193,9 +193,14 @@ def _apply(tables: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    if keys[-1] in PATHS and isinstance(value, str) and value:
+        # A path that is typed is relative to where it is typed, not to the scenario.
+        value = str(Path(value).expanduser().resolve())
     _put(tables, keys, value, f"--set {path}")
 
 
+PATHS = {"root", "file"}
+"""Keys whose value is a path."""
 _KEY = re.compile(r'"([^"]+)"|([^."\s]+)')
 
 
