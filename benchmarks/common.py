@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,15 @@ def finish(benchmark: str, rows: Sequence[Row], bars: Sequence[Bar]) -> int:
         "benchmark": benchmark,
         "machine": machine(),
         "rows": [dict(row) for row in rows],
-        "bars": [{**asdict(bar), "holds": bar.holds} for bar in bars],
+        "bars": {
+            bar.name: {
+                "value": bar.value,
+                "bar": bar.limit,
+                "at_least": bar.at_least,
+                "holds": bar.holds,
+            }
+            for bar in bars
+        },
     }
     print(json.dumps(out))
     return 0 if all(bar.holds for bar in bars) else 1
