@@ -55,7 +55,7 @@ class PacketView:
     regenerated: int = 0
     rolled_back: int = 0
     refusals: int = 0
-    _at: dict[int, tuple[str, str]] = field(default_factory=dict)
+    _at: dict[int, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -65,17 +65,11 @@ class PacketView:
     @property
     def route(self) -> list[str]:
         """Nodes that held the packet, in hop order, each hop's last custodian."""
-        return [self._at[hop][0] for hop in sorted(self._at)]
-
-    @property
-    def transits(self) -> set[int]:
-        """Hops at which it was only passed on."""
-        visited = {hop for hop, _, _ in self.stops}
-        return {hop for hop in self._at if hop not in visited}
+        return [self._at[hop] for hop in sorted(self._at)]
 
     def hold(self, hop: int, node: str) -> None:
         """Note who holds the packet at a hop; a regenerated one forgets later hops."""
-        self._at[hop] = (node, "")
+        self._at[hop] = node
         for later in [h for h in self._at if h > hop]:
             del self._at[later]
         self.stops = [s for s in self.stops if s[0] <= hop]
@@ -87,8 +81,6 @@ class RunView:
 
     def __init__(self) -> None:
         self.packets: dict[str, PacketView] = {}
-        self.nodes_up: set[str] = set()
-        self.restarts: dict[str, int] = {}
         self.first_t: float | None = None
         """Time of the first event; a live run's clock is Unix time."""
         self.last_t = 0.0
@@ -99,12 +91,7 @@ class RunView:
             self.first_t = float(event["t"])
         self.last_t = max(self.last_t, float(event["t"]))
         name = event["event"]
-        if name == "node.up":
-            self.nodes_up.add(event["node"])
-        elif name == "node.restarted":
-            node = event["node"]
-            self.restarts[node] = self.restarts.get(node, 0) + 1
-        elif "packet" in event:
+        if "packet" in event:
             packet = self.packets.get(event["packet"])
             if packet is None:
                 packet = self.packets[event["packet"]] = PacketView(event["packet"])

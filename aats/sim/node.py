@@ -15,7 +15,7 @@ from typing import Protocol
 
 from aats.errors import AatsError
 from aats.ids import CustodyKey, NodeId
-from aats.learning.probe import TRUSTED_ROWS
+from aats.learning.probe import TRUSTED_ROWS, make_probe_payload
 from aats.messages import Message, ProbeAsk, Relay
 from aats.node.commands import (
     CancelTask,
@@ -44,7 +44,7 @@ from aats.node.tasks import (
     VisitTask,
 )
 from aats.packet import Header
-from aats.payload import MODEL, REFERENCE, Manifest, Payload, pack
+from aats.payload import REFERENCE, Manifest, Payload
 from aats.sim.kernel import Kernel, Timer
 from aats.sim.store import MemoryStore
 
@@ -354,8 +354,5 @@ def trusted_rows(manifest: Manifest) -> int:
 def fill_probe(relay: Relay, payload: Payload) -> Relay:
     """Return a relayed probe with the model and reference tensors of a payload in it."""
     assert isinstance(relay.body, ProbeAsk)
-    arrays = {**payload.arrays(MODEL), **payload.arrays(REFERENCE)}
-    bf16 = {t.name: t.dtype for t in payload.manifest.tensors if t.dtype == "bf16"}
-    part = pack(arrays, dtypes=bf16)
-    ask = replace(relay.body, manifest=part.manifest, tensors=bytes(part.arena))
-    return replace(relay, body=ask)
+    manifest, tensors = make_probe_payload(payload)
+    return replace(relay, body=replace(relay.body, manifest=manifest, tensors=tensors))

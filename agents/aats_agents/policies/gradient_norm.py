@@ -6,13 +6,7 @@ import random
 from dataclasses import dataclass
 
 from aats.routing.policy import Choice, Observation
-from aats_agents.policies.base import (
-    choose_by,
-    data_options,
-    errand,
-    least_visited,
-    probe_order,
-)
+from aats_agents.policies.base import choose_probed, probe_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +23,8 @@ class GradientNormPolicy:
 
     def choose(self, observation: Observation, rng: random.Random) -> Choice:
         """Return the probed data node of largest gradient."""
-        if settled := errand(observation):
-            return settled
-        scores = {o.index: o.probe.gradient_norm for o in data_options(observation) if o.probe}
-        if not scores:
-            return least_visited(observation, "no probe at hand; ")
-        return choose_by(scores, observation, "the gradient is largest at {node} ({score})")
+        return choose_probed(
+            observation,
+            lambda probe: probe.gradient_norm,
+            "the gradient is largest at {node} ({score})",
+        )

@@ -6,13 +6,7 @@ import random
 from dataclasses import dataclass
 
 from aats.routing.policy import Choice, Observation
-from aats_agents.policies.base import (
-    choose_by,
-    data_options,
-    errand,
-    least_visited,
-    probe_order,
-)
+from aats_agents.policies.base import choose_probed, probe_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +26,6 @@ class LossPolicy:
 
     def choose(self, observation: Observation, rng: random.Random) -> Choice:
         """Return the probed data node of highest loss."""
-        if settled := errand(observation):
-            return settled
-        scores = {o.index: o.probe.loss for o in data_options(observation) if o.probe}
-        if not scores:
-            return least_visited(observation, "no probe at hand; ")
-        return choose_by(scores, observation, "the loss is highest at {node} ({score} nats)")
+        return choose_probed(
+            observation, lambda probe: probe.loss, "the loss is highest at {node} ({score} nats)"
+        )
