@@ -40,5 +40,5 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 	touch $@
 
 $(TOOLED): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -q -e '.[test,dev,bench]'
+	$(BIN)/python -m pip install -q -e '.[test,dev,bench,rl]'
 	touch $@ $(INSTALLED)
