@@ -46,22 +46,32 @@ def data_options(observation: Observation) -> list[Option]:
 def errand(observation: Observation) -> Choice | None:
     """Return the choice where there is nothing to choose by metric, else None.
 
-    Verification and the way home are the same for every policy: the cheapest legal stop.
+    Verification and the way home are the same for every policy: the cheapest MPVU once every
+    target is believed met, home when the packet returns; without a data node in reach, the
+    cheapest legal stop.
     """
-    legal = observation.legal()
-    kinds = {observation.candidates[i].kind for i in legal}
+    kinds = {observation.candidates[i].kind for i in observation.legal()}
+    if observation.phase is Phase.VERIFY and StopKind.MPVU in kinds:
+        return _cheapest(
+            observation, StopKind.MPVU, "every target is believed met: {} is the cheapest MPVU"
+        )
+    if observation.phase is Phase.RETURN and StopKind.HOME in kinds:
+        return _cheapest(
+            observation, StopKind.HOME, "the work is done or the budget is: home to {}"
+        )
     if StopKind.DATA in kinds:
         return None
-    costs = {i: _cost_s(observation.candidates[i]) for i in legal}
-    index = min(legal, key=lambda i: (costs[i], observation.candidates[i].node))
-    stop = observation.candidates[index]
-    if stop.kind is StopKind.MPVU:
-        reason = f"every target is believed met: {stop.node} is the cheapest MPVU in reach"
-    elif observation.phase is Phase.RETURN:
-        reason = f"the work is done or the budget is: home to {stop.node}"
-    else:
-        reason = f"no data node and no MPVU in reach: home to {stop.node}"
-    return Choice(index, reason, {observation.candidates[i].node: -costs[i] for i in legal})
+    if StopKind.MPVU in kinds:
+        return _cheapest(observation, StopKind.MPVU, "no data node in reach: to MPVU {}")
+    return _cheapest(observation, StopKind.HOME, "no data node and no MPVU in reach: home to {}")
+
+
+def _cheapest(observation: Observation, kind: StopKind, reason: str) -> Choice:
+    stops = {i: c for i in observation.legal() if (c := observation.candidates[i]).kind is kind}
+    costs = {i: _cost_s(stop) for i, stop in stops.items()}
+    index = min(stops, key=lambda i: (costs[i], stops[i].node))
+    scores = {stop.node: -costs[i] for i, stop in stops.items()}
+    return Choice(index, reason.format(stops[index].node), scores)
 
 
 def choose_by(scores: dict[int, float], observation: Observation, reason: str) -> Choice:
