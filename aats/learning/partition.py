@@ -122,6 +122,23 @@ def spread(
         DataError: If the data are missing or the deal is impossible.
     """
     data = load_dataset(source.name, **{"root": root, **source.params})
+    return spread_rows(
+        skill, data, partition, parts, held_out=held_out, reference=reference, test=test, seed=seed
+    )
+
+
+def spread_rows(
+    skill: str,
+    data: Dataset,
+    partition: Plugin,
+    parts: Sequence[Part],
+    *,
+    held_out: float = 0.2,
+    reference: int = 64,
+    test: float = 0.2,
+    seed: int = 0,
+) -> Spread:
+    """Spread a data set that is loaded already; otherwise as `spread`."""
     aside = np.flatnonzero(data.is_test) if data.is_test.any() else split(data.y, test, seed)[1]
     pool = np.setdiff1d(np.arange(len(data)), aside)
     if reference > len(pool):
