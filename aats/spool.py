@@ -20,7 +20,7 @@ import os
 import struct
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from secrets import token_hex
@@ -34,6 +34,7 @@ from aats.payload import ALIGNMENT, Manifest, TensorSpec, digest
 
 CHUNK_BYTES = 2 << 20
 """Large enough that Python's cost per message is small, small enough for a CPU's cache."""
+_ZEROS = memoryview(bytes(CHUNK_BYTES))
 POOL_FILES = 2
 """Files kept for reuse; a node rarely receives more packets at the same time."""
 
@@ -93,7 +94,10 @@ class Arena:
 
     @classmethod
     def create(cls, path: Path, size: int) -> Arena:
-        """Create a file whose blocks are really there: a full disk must not kill us later.
+        """Create a file of zeros whose blocks are really there: a full disk must not kill us later.
+
+        Zeros written in large pieces lie in large pages: a mapping of these costs one page fault
+        for each piece, now and whenever the file is used again.
 
         Raises:
             StoreFullError: If the disk has no room.
@@ -101,6 +105,8 @@ class Arena:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             os.posix_fallocate(handle, 0, size)
+            for start in range(0, size, CHUNK_BYTES):
+                os.pwrite(handle, _ZEROS[: size - start], start)
             return cls(path, mmap.mmap(handle, size))
         except OSError as error:
             path.unlink()
@@ -412,17 +418,19 @@ def clear_padding(arena: Bytes, manifest: Manifest) -> None:
 
 
 def copy_known(
-    target: Arena, manifest: Manifest, find: Callable[[bytes], memoryview | None]
+    target: Arena, manifest: Manifest, held: Mapping[bytes, memoryview]
 ) -> tuple[set[str], tuple[TensorSpec, ...]]:
-    """Copy the tensors that `find` has into `target`; return their names, and what is missing."""
+    """Copy the tensors held (by digest) into `target`; return their names, and what is missing."""
+    if not held:
+        return set(), manifest.tensors
     view = np.frombuffer(target.view(manifest.total, writable=True), np.uint8)
     known, missing = set(), []
     for t in manifest.tensors:
-        held = find(t.digest)
-        if held is None or len(held) != t.size:
+        data = held.get(t.digest)
+        if data is None or len(data) != t.size:
             missing.append(t)
             continue
-        np.copyto(view[t.offset : t.offset + t.size], np.frombuffer(held, np.uint8))
+        np.copyto(view[t.offset : t.offset + t.size], np.frombuffer(data, np.uint8))
         known.add(t.name)
     return known, tuple(missing)
 

@@ -214,7 +214,8 @@ class NodeStore:
     def known_digests(self, manifest: Manifest) -> tuple[bytes, ...]:
         """Return which of a manifest's tensor digests are held, under any key."""
         with self._guard:
-            return tuple(t.digest for t in manifest.tensors if self._holder(t.digest))
+            held = self._shared(manifest)
+            return tuple(t.digest for t in manifest.tensors if t.digest in held)
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -416,12 +417,16 @@ class NodeStore:
         except sqlite3.Error as error:
             raise LocalError(f"{self.root / 'store.db'}: {error}") from error
 
-    def _holder(self, digest: bytes) -> _Held | None:
-        return next((held for held in self._held.values() if digest in held.by_digest), None)
-
-    def _find(self, digest: bytes) -> memoryview | None:
-        held = self._holder(digest)
-        return None if held is None else held.payload().bytes_of(held.by_digest[digest])
+    def _shared(self, manifest: Manifest) -> dict[bytes, memoryview]:
+        """Return the bytes of those of a manifest's tensors that are held, by digest."""
+        wanted = {t.digest for t in manifest.tensors}
+        found: dict[bytes, memoryview] = {}
+        for held in self._held.values():
+            common = wanted.intersection(held.by_digest)
+            if common:
+                payload = held.payload()
+                found |= {digest: payload.bytes_of(held.by_digest[digest]) for digest in common}
+        return found
 
     def _take(self, path: Path, size: int) -> Arena | None:
         """Return an arena within the quota; None for an empty payload."""
@@ -460,7 +465,7 @@ class NodeStore:
         arena = self._take(path, manifest.total)
         if arena is None:
             return Part(None, manifest, (), None)
-        known, lacking = copy_known(arena, manifest, self._find)
+        known, lacking = copy_known(arena, manifest, self._shared(manifest))
         missing = merge(lacking)
         progress = None
         if len(plan(missing)) > 1:

@@ -12,8 +12,9 @@ unknown fields. Nothing received is ever looked up by name, imported or run.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from math import inf, isfinite, prod
 from operator import index
 from typing import Any, get_args
@@ -147,27 +148,33 @@ def _unpack_manifest(value: Any) -> Manifest:
         raise Fault("manifest: a column of the wrong type")
     if {len(digests), *(32 * len(c) for c in columns)} != {len(digests)}:
         raise Fault("manifest: columns of different lengths")
-    specs = [
-        TensorSpec(name, dtype, shape, offset, size, digests[32 * i : 32 * i + 32])
-        for i, (name, dtype, (shape, size), offset) in enumerate(
-            zip(map(text, names), dtypes, map(_shape, shapes, dtypes), offsets, strict=True)
-        )
-    ]
-    if any(type(n) is not int for n in (total, *offsets)):
+    if not _all(str, names) or not _all(str, dtypes):
+        raise Fault("manifest: a name or a dtype is no str")
+    if not _all(int, (total, *offsets)):
         raise Fault("manifest: an offset or the total is no int")
+    _check_shapes(shapes)
+    sizes = [
+        prod(shape) * ITEM_SIZE.get(dtype, 0) for shape, dtype in zip(shapes, dtypes, strict=True)
+    ]
+    each = [digests[at : at + 32] for at in range(0, len(digests), 32)]
+    specs = map(TensorSpec, names, dtypes, map(tuple, shapes), offsets, sizes, each)
     manifest = Manifest(tuple(specs), total)
     _check_manifest(manifest)
     _packed.append((manifest, {name: value[name] for name in _COLUMNS}))
     return manifest
 
 
-def _shape(shape: Any, dtype: Any) -> tuple[tuple[int, ...], int]:
-    """Return a received shape, and the bytes of a tensor that has it."""
-    if type(shape) is not list or len(shape) > MAX_RANK or type(dtype) is not str:
-        raise Fault(f"manifest: a shape is no list of up to {MAX_RANK} sizes, or a dtype no str")
-    if any(type(size) is not int or not 0 <= size <= COUNT[1] for size in shape):
+def _all(kind: type, values: Iterable[Any]) -> bool:
+    return set(map(type, values)) <= {kind}
+
+
+def _check_shapes(shapes: list[Any]) -> None:
+    """Check received shapes before anything is computed of them."""
+    if not _all(list, shapes) or max(map(len, shapes), default=0) > MAX_RANK:
+        raise Fault(f"manifest: a shape is no list of up to {MAX_RANK} sizes")
+    sizes = tuple(chain.from_iterable(shapes))
+    if not _all(int, sizes) or (sizes and not 0 <= min(sizes) <= max(sizes) <= COUNT[1]):
         raise Fault("manifest: a size that is no int, or out of range")
-    return tuple(shape), prod(shape) * ITEM_SIZE.get(dtype, 0)
 
 
 def _check_tensors(body: ms.ProbeAsk | ms.ProbeReply | ms.Samples) -> None:
