@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import mmap
-import os
 import resource
 import socket
 import struct
@@ -35,6 +34,7 @@ from aats.roles.data import NodeData
 from aats.roles.mpvu import TestSet
 from aats.roles.owner import make_packet
 from aats.roles.runner import TaskContext, run_task
+from aats.spool import Arena
 from aats.wire import decode_task, encode_event, encode_task
 
 MAX_JOB_BYTES = 1 << 30
@@ -225,12 +225,9 @@ def _load(path: Path, size: int) -> memoryview:
 
 
 def _create(path: Path, size: int) -> memoryview:
-    """Return a file of at least `size` bytes, mapped, blocks allocated; one there is used anew."""
+    """Return the file of the payload that leaves, mapped; one that is there is used anew."""
     if size == 0:
         return memoryview(bytearray())
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        os.posix_fallocate(handle, 0, size)
-        return memoryview(mmap.mmap(handle, size))
-    finally:
-        os.close(handle)
+    fits = path.exists() and path.stat().st_size >= size
+    arena = Arena.open(path) if fits else Arena.create(path, size)
+    return arena.view(size, writable=True)
