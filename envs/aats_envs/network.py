@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aats.learning.dynamics import Dynamics
+from aats.topology.network import Layout
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -90,6 +91,11 @@ class KnowledgeNetwork:
     """Of a probe's question: the model and the trusted set."""
     dynamics: tuple[Dynamics, ...]
     """[T] how the model learns and forgets each skill."""
+
+    layout: Layout = Layout((), ())
+    """The same nodes and links by name, with the links' figures: what a scenario is made of."""
+    skills: tuple[str, ...] = ()
+    """[T] their names."""
 
     @property
     def num_nodes(self) -> int:
