@@ -82,6 +82,22 @@ def compose(scenario: Scenario) -> Plan:
 
 
 def _spread(scenario: Scenario, skill: str, config: SkillConfig) -> Spread:
+    return spread(
+        skill,
+        config.source,
+        config.partition,
+        parts_of(scenario, skill),
+        held_out=config.held_out,
+        reference=config.reference,
+        test=config.test,
+        root=scenario.data.root,
+        seed=scenario.seed,
+    )
+
+
+def parts_of(scenario: Scenario, skill: str) -> list[Part]:
+    """Return what each holder of a skill shall get of its data."""
+
     def part(node: NodeId) -> Part:
         held = scenario.nodes[node].data.get(skill, HeldData())
         return Part(
@@ -90,17 +106,7 @@ def _spread(scenario: Scenario, skill: str, config: SkillConfig) -> Spread:
             quality=held.quality,
         )  # fmt: skip
 
-    return spread(
-        skill,
-        config.source,
-        config.partition,
-        [part(node) for node in scenario.holders(skill)],
-        held_out=config.held_out,
-        reference=config.reference,
-        test=config.test,
-        root=scenario.data.root,
-        seed=scenario.seed,
-    )
+    return [part(node) for node in scenario.holders(skill)]
 
 
 def _node(scenario: Scenario, name: NodeId, dealt: Mapping[str, Spread]) -> NodePlan:
