@@ -9,14 +9,13 @@ names. Everything works on arrays with any leading dimensions, so that one netwo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from aats.routing.policy import FloatArray
 
-OBSERVATION_VERSION = 1
+OBSERVATION_VERSION = 2
 """Rises when a column changes its meaning: a trained policy names the one it was made for."""
 
 Column = npt.NDArray[np.float64]
@@ -26,6 +25,8 @@ MAX_COST_S = 1e6
 MAX_SAMPLES = 1e6
 MAX_HOPS = 128.0
 MAX_NODES = 1000.0
+MAX_TARGETS = 64.0
+MAX_BYTES = 1e12
 
 
 def _share(x: Column) -> Column:
@@ -50,6 +51,11 @@ def _ratio(x: Column) -> Column:
     return np.clip(np.log10(np.clip(x, 1e-12, 1e12)) / 2, -1, 1)
 
 
+def _margin(x: Column) -> Column:
+    """-1 for a tenth or more below, 0 for on target, 1 for a tenth or more above."""
+    return np.clip(10 * x, -1, 1)
+
+
 _CANDIDATE: dict[str, Callable[[Column], Column]] = {
     "is_data": _share,
     "is_mpvu": _share,
@@ -63,6 +69,9 @@ _CANDIDATE: dict[str, Callable[[Column], Column]] = {
     "advert_age": _share,  # of the maximum age
     "log_transfer": _seconds,
     "log_compute": _seconds,
+    "log_probe": _seconds,  # until a probe's answer is there
+    "log_verify": _seconds,  # from there to the nearest MPVU
+    "links": _log(MAX_HOPS),  # of the path there
     "cost_ratio": _ratio,  # transfer + compute, to the median data node
     "visits_share": _share,
     "is_new": _share,
@@ -80,6 +89,11 @@ _CANDIDATE: dict[str, Callable[[Column], Column]] = {
     "probe_loss": _log(20.0),  # nats
     "probe_gradient_norm": _log(1000.0),
     "probe_allowed": _share,
+    "has_past": _share,  # a probe of an earlier stop, on data that have not changed since
+    "past_gain": _signed,
+    "past_alignment": _signed,
+    "past_loss": _log(20.0),
+    "past_age": _log(MAX_HOPS),  # hops since that probe
     "trust": _share,
 }
 FEATURES = tuple(_CANDIDATE)
@@ -89,6 +103,8 @@ _PACKET: dict[str, Callable[[Column], Column]] = {
     "belief_mean": _share,  # of belief / target, capped at 1; 0 where nothing is believed
     "belief_min": _share,
     "gap": _share,  # mean shortfall from the target
+    "margin": _margin,  # smallest of belief - target; lowest where nothing is believed
+    "optimism": _share,  # by how much the last verdict was below the belief, the worst skill's
     "believed_share": _share,  # of the targets
     "verified_share": _share,
     "hops_used": _share,  # of the budget; 0 where there is none
@@ -99,15 +115,20 @@ _PACKET: dict[str, Callable[[Column], Column]] = {
     "visits_since_verdict": _log(MAX_HOPS),
     "has_verdict": _share,
     "log_candidates": _log(MAX_NODES),
+    "log_targets": _log(MAX_TARGETS),
+    "log_size": _log(MAX_BYTES),  # of the packet
     "is_seek": _share,
     "is_verify": _share,
     "is_return": _share,
 }
 GLOBALS = tuple(_PACKET)
-"""Columns of `Observation.globals`, in order; each in 0..1."""
+"""Columns of `Observation.globals`, in order; each in 0..1, or -1..1 where signed."""
 
-SIGNED = frozenset({"samples_ratio", "cost_ratio", "last_gain", "probe_gain", "probe_alignment"})
-"""Features that range over -1..1; all others over 0..1."""
+SIGNED = frozenset({
+    "samples_ratio", "cost_ratio", "last_gain", "probe_gain", "probe_alignment", "past_gain",
+    "past_alignment", "margin",
+})  # fmt: skip
+"""Features and globals that range over -1..1; all others over 0..1."""
 
 
 def encode_candidates(raw: Columns) -> FloatArray:
@@ -131,25 +152,31 @@ def _encode(raw: Columns, scales: dict[str, Callable[[Column], Column]]) -> Floa
 
 def relative_to_median(values: Column, counted: npt.NDArray[np.bool_]) -> Column:
     """Return values [..., K] over the median of those counted (1 where none or zero)."""
-    held = np.where(counted & np.isfinite(values), values, np.nan)
-    nobody = np.isnan(held).all(axis=-1, keepdims=True)
-    median: Any = np.nanmedian(np.where(nobody, 1.0, held), axis=-1, keepdims=True)
+    held = np.sort(np.where(counted & np.isfinite(values), values, np.inf), axis=-1)
+    count = np.isfinite(held).sum(axis=-1, keepdims=True)
+    low = np.take_along_axis(held, np.maximum(0, (count - 1) // 2), axis=-1)
+    high = np.take_along_axis(held, np.minimum(count // 2, held.shape[-1] - 1), axis=-1)
+    median = np.where(count > 0, low / 2 + high / 2, 1.0)
     with np.errstate(over="ignore"):  # infinitely many times as much is clipped like any other
         result: Column = values / np.where(median > 0, median, 1.0)
     return result
 
 
-def label_shape(histogram: Column) -> tuple[Column, Column, Column]:
-    """Return (entropy, HHI, weakest) of histograms [..., C], each in 0..1.
+def label_shape(histogram: Column, classes: npt.NDArray[np.int64]) -> tuple[Column, Column, Column]:
+    """Return (entropy, HHI, weakest) of histograms [..., C] of `classes` [...] each, in 0..1.
 
-    Entropy is over that of equal classes; weakest is the smallest share times C. An empty
-    histogram gives (0, 1, 0).
+    Entropy is over that of equal classes; weakest is the smallest share times the classes. An
+    empty histogram gives (0, 1, 0). Counts past a histogram's classes are 0.
     """
     counts = np.clip(histogram, 0, None)
+    is_class = np.arange(counts.shape[-1]) < classes[..., None]
+    weakest = np.where(is_class, counts, np.inf).min(axis=-1)
+    # Sorted: sums of floats depend on their order, and no class is the first.
+    counts = np.sort(counts, axis=-1)
     total = counts.sum(axis=-1, keepdims=True)
-    classes = counts.shape[-1]
     share = counts / np.where(total > 0, total, 1.0)
     logs = np.log(np.where(share > 0, share, 1.0))
-    entropy = -(share * logs).sum(axis=-1) / max(np.log(classes), 1e-9)
+    entropy = -(share * logs).sum(axis=-1) / np.maximum(np.log(np.maximum(classes, 1)), 1e-9)
     hhi = np.where(total[..., 0] > 0, (share**2).sum(axis=-1), 1.0)
-    return entropy, hhi, share.min(axis=-1) * classes
+    of_total = weakest / np.where(total > 0, total, 1.0)[..., 0]
+    return entropy, hhi, np.where(np.isfinite(of_total), of_total, 0.0) * classes

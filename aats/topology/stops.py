@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -31,6 +32,10 @@ class Candidate:
     """Estimated seconds to move this packet there along the path."""
     compute_s: float
     """Estimated seconds of work there, its queue included."""
+    probe_s: float = 0.0
+    """Estimated seconds until a probe's answer is back."""
+    verify_s: float = math.inf
+    """Estimated seconds to move this packet on from there to the nearest MPVU."""
     samples: dict[str, int] = field(default_factory=dict)
     """Per wanted skill, training samples advertised."""
     labels: dict[str, tuple[int, ...]] = field(default_factory=dict)
