@@ -43,7 +43,20 @@ class Holdings:
             self.seen.pop(next(iter(self.seen)))
         self._desk.news.know(row.key.packet, row.key.epoch)
         self._desk.emit(SaveCustody(row, records))
+        self.trim(row.key.packet)
         return copy
+
+    def trim(self, packet: PacketId) -> None:
+        """Drop what is kept for its tensors only: of this packet what is older, and what is many.
+
+        A newer copy has all tensors that can still be asked for, and the room goes to its visit.
+        """
+        newest = max(key for key in self.copies if key.packet == packet)
+        cached = [c for c in self.copies.values() if c.status is Status.CACHED]
+        older = [c for c in cached if c.key.packet == packet and c.key != newest]
+        many = cached[: max(0, len(cached) - self._desk.config.cached_copies)]
+        for copy in {c.key: c for c in older + many}.values():
+            self.drop(copy)
 
     def spare_of(self, key: CustodyKey) -> Copy | None:
         """Return the spare of what the next node has under `key`."""

@@ -62,11 +62,7 @@ class Spares:
             self._held.shelve(copy)
             return
         self._desk.emit(SaveCustody(copy.change(Status.CACHED)))
-        cached = [c for c in self._held.copies.values() if c.status is Status.CACHED]
-        same = [c for c in cached if c.key.packet == copy.key.packet and c is not copy]
-        extra = cached[: max(0, len(cached) - self._desk.config.cached_copies)]
-        for old in {id(c): c for c in same + extra}.values():
-            self._held.drop(old)
+        self._held.trim(copy.key.packet)
 
     def alive(self, sender: NodeId, message: Alive) -> None:
         """The custodian lives: leave the spare where it is."""

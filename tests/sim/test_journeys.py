@@ -14,6 +14,7 @@ from aats.lineage import Record, RecordKind
 from aats.messages import Custody, Offer
 from aats.node.commands import Command, RunTask, SaveCustody, SendMessage, SendPacket
 from aats.node.events import Event
+from aats.node.tasks import VisitTask
 from aats.packet import Header
 from aats.replay import Divergence, EventLog, replay
 from aats.routing.agent import Action
@@ -197,6 +198,20 @@ def test_a_packet_on_a_quiet_network_comes_home_with_its_requirement_met() -> No
     (delivery,) = small.world.deliveries
     assert delivery.header.requirement_met
     assert delivery.at < 60.0
+
+
+def test_a_node_with_a_newer_copy_keeps_none_for_its_tensors() -> None:
+    small = make(SHAPES["ring"](4), 3, LinkSpec(A, B, 1e7, 0.02))
+    kept: list[tuple[NodeId, list[str]]] = []
+
+    def hook(node: SimulatedNode, what: Event | Command | None) -> None:
+        if isinstance(what, RunTask) and isinstance(what.task, VisitTask):
+            kept.append((node.node, [row.status for row in node.store.rows.values()]))
+
+    small.world.hooks.append(hook)
+    run_home(small, 3)
+    assert max(Counter(node for node, _ in kept).values()) > 1, "no node was visited twice"
+    assert not any("cached" in statuses for _, statuses in kept)
 
 
 @pytest.mark.parametrize("seed", range(QUICK))
