@@ -79,7 +79,11 @@ def launch(
         World, typer.Option(help="Daemons over ZeroMQ, or a simulated network.")
     ] = World.LIVE,
     policy: Annotated[
-        str, typer.Option(help="Routing policy of every packet, instead of the scenario's.")
+        str,
+        typer.Option(
+            help="Routing policy of every packet, or a trained one's .safetensors file, instead "
+            "of the scenario's."
+        ),
     ] = "",
     compare: Annotated[
         str, typer.Option(help="Policies to compare: names separated by commas.")

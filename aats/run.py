@@ -357,7 +357,8 @@ def _live_all(scenarios: Jobs, run_dir: Path) -> list[Outcome]:
     for done, ((policy, seed), scenario) in enumerate(scenarios.items(), start=1):
         view = RunView()
         with progress(view, "", quiet=True) as shown:
-            folder = run_dir / f"{policy}-{seed}"
+            name = policy.strip("/").replace("/", "_")  # a trained policy goes by its file
+            folder = run_dir / f"{name}-{seed}"
             asyncio.run(run_live(scenario, folder, Watch(view, shown)))
         outcomes.append(outcome(policy, seed, scenario, view))
         _count(done, len(scenarios), outcomes[-1])

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aats.codec import MAX_TEXT
 from aats.config import Scenario, build, load_scenario
 from aats.errors import AatsError, InfeasibleError, ScenarioError
 from aats.ids import NodeId as N
+from aats.routing.carried import MAX_BYTES, joined
 
 BASE = """
 [scenario]
@@ -273,3 +275,25 @@ def test_a_path_that_is_typed_starts_where_it_is_typed(
     ring = Path(__file__).parents[1] / "examples" / "ring"
     scenario = load_scenario(ring, ["data.root=some/where"])
     assert scenario.data.root == str(tmp_path / "some" / "where")
+
+
+def test_a_policy_named_by_its_file_is_read_and_carried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scenario.toml").write_text(BASE.replace('"random"', '"own/p.safetensors"'))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "p.safetensors").write_bytes(bytes(20_000))
+    monkeypatch.chdir(tmp_path / "own")
+    for overrides in ([], ["packets.*.policy=p.safetensors"], ["packets.0.policy=./p.safetensors"]):
+        policy = load_scenario(tmp_path, overrides).packets[0].policy
+        assert policy.name == "rl"
+        assert joined(policy.params["weights"]) == bytes(20_000)
+        assert all(len(part) < MAX_TEXT for part in policy.params["weights"])
+
+
+def test_a_policy_file_that_cannot_travel_is_told_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "scenario.toml").write_text(BASE)
+    (tmp_path / "big.safetensors").write_bytes(bytes(MAX_BYTES + 1))
+    for name, message in (("big", "cannot travel"), ("absent", "No such file")):
+        with pytest.raises(ScenarioError, match=rf"packets\[0\].policy.*{name}.*{message}"):
+            load_scenario(tmp_path, [f"packets.0.policy={tmp_path}/{name}.safetensors"])

@@ -11,7 +11,8 @@ from typing import Any
 
 from aats.config.check import check
 from aats.config.read import read
-from aats.config.scenario import DataConfig, NodeConfig, Scenario, TopologyConfig
+from aats.config.scenario import DataConfig, NodeConfig, PacketConfig, Scenario, TopologyConfig
+from aats.config.trained import is_file, with_weights
 from aats.errors import ScenarioError, nearest
 from aats.ids import NodeId
 from aats.packet import Plugin
@@ -84,6 +85,7 @@ def build(
         topology=TopologyConfig(names=tuple(nodes), edges=layout.edges),
         nodes=nodes,
         data=_rooted(scenario.data, folder),
+        packets=_armed(scenario.packets, folder, place),
         network=Network.of(layout),
         folder=folder,
     )
@@ -183,6 +185,14 @@ def _rooted(data: DataConfig, folder: Path) -> DataConfig:
     return replace(data, root=rooted(data.root), skills=skills)
 
 
+def _armed(packets: tuple[PacketConfig, ...], folder: Path, place: str) -> tuple[PacketConfig, ...]:
+    """Return the packets, each with the weights of its policy if that is a file."""
+    return tuple(
+        replace(p, policy=with_weights(p.policy, folder, f"{place}packets[{i}].policy"))
+        for i, p in enumerate(packets)
+    )
+
+
 def _apply(tables: dict[str, Any], override: str) -> None:
     """Carry out one `table.key=value` setting."""
     path, equals, text = override.partition("=")
@@ -193,7 +203,8 @@ def _apply(tables: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    if keys[-1] in PATHS and isinstance(value, str) and value:
+    is_path = keys[-1] in PATHS or (keys[-1] == "policy" and is_file(str(value)))
+    if is_path and isinstance(value, str) and value:
         # A path that is typed is relative to where it is typed, not to the scenario.
         value = str(Path(value).expanduser().resolve())
     _put(tables, keys, value, f"--set {path}")

@@ -7,8 +7,6 @@ other observations, or that is damaged, is refused.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,8 +31,6 @@ FORMAT = 1
 SUFFIX = ".safetensors"
 MAX_BYTES = 1 << 20
 """Of a file; a network of the usual size has 30 kB."""
-MAX_CARRIED_BYTES = 192 << 10
-"""Of a policy that travels in a packet's mandate: its header has 768 KiB for everything."""
 MAX_PROBES = 32
 KEY = "aats.policy"
 
@@ -253,24 +249,3 @@ def load(path: Path) -> PolicyFile:
         allowed = f"a readable policy file is wanted: {error.strerror}"
         raise ScenarioError("policy", str(path), allowed) from error
     return unpack(data, str(path))
-
-
-def carried(data: bytes, chunk: int = 12 << 10) -> list[str]:
-    """Return a file as the strings that a packet carries it in (a string has 16 KiB at most)."""
-    text = base64.b64encode(data).decode()
-    return [text[i : i + chunk] for i in range(0, len(text), chunk)]
-
-
-def uncarried(parts: Sequence[str], place: str) -> bytes:
-    """Return the bytes of a file that a packet carries.
-
-    Raises:
-        ScenarioError: If they are too many, or no base64.
-    """
-    if sum(map(len, parts)) > MAX_CARRIED_BYTES // 3 * 4:
-        size = f"{sum(map(len, parts))} characters"
-        raise ScenarioError(place, size, f"at most {MAX_CARRIED_BYTES // 3 * 4} are")
-    try:
-        return base64.b64decode("".join(parts), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ScenarioError(place, "".join(parts)[:40], f"must be base64: {error}") from error

@@ -7,7 +7,7 @@ are few, so that they can be found by search.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,8 @@ class Prior:
     """Logits per unit of score: how much likelier the better of two is."""
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name in PRIOR_WEIGHTS:
+            value = getattr(self, name)
             if not math.isfinite(value):
                 raise ValueError(f"prior: {name} is {value}, must be finite")
         if self.patience < 0 or min(self.memory, self.unprobed, self.floor, self.sharpness) <= 0:

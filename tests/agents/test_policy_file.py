@@ -14,6 +14,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from aats.errors import ScenarioError
+from aats.routing.carried import joined, pieces
 from aats.routing.features import FEATURES, OBSERVATION_VERSION
 from aats_agents import policy_file
 from aats_agents.policy_file import (
@@ -21,11 +22,9 @@ from aats_agents.policy_file import (
     MAX_BYTES,
     PolicyFile,
     Training,
-    carried,
     load,
     pack,
     save,
-    uncarried,
     unpack,
 )
 from aats_agents.prior import Prior
@@ -73,12 +72,10 @@ def test_what_is_written_is_what_is_read(policy: PolicyFile, tmp_path: Path) -> 
     np.testing.assert_array_equal(found.scorer.logits(*batch), policy.scorer.logits(*batch))
 
 
-def test_a_policy_of_the_usual_size_fits_in_a_mandate_and_travels_as_it_is() -> None:
+def test_a_policy_of_the_usual_size_is_small_enough_to_travel() -> None:
     data = pack(replace(POLICY, weights=random_weights(3, 32)))
     assert len(data) < 40_000
-    parts = carried(data)
-    assert all(len(part) <= 16 << 10 for part in parts)
-    assert uncarried(parts, "x") == data
+    assert joined(pieces(data)) == data
 
 
 CHANGED = ["is_data", "need_supplied", *FEATURES[2:]]
@@ -158,9 +155,3 @@ def test_a_policy_that_would_be_refused_is_not_written(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match=r"absent\.safetensors.*No such file"):
         load(tmp_path / "absent.safetensors")
-
-
-@pytest.mark.parametrize(("parts", "message"), [(["????"], "base64"), (["A" * 300_000], "at most")])
-def test_what_a_packet_carries_is_checked_before_it_is_read(parts: list[str], message: str) -> None:
-    with pytest.raises(ScenarioError, match=message):
-        uncarried(parts, "weights")
