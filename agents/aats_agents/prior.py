@@ -26,9 +26,9 @@ class Prior:
     """Weights of the heuristic score, in natural logarithms of "gain per second".
 
     A data node's score is log merit + need log(need x supply) + balance x label balance +
-    log staleness + trust log(trust) - hurt - cost log(seconds). Merit is what a probe, of now or
-    remembered, found, as a share of the best. An MPVU stands above or below the best data node by
-    the margin of belief over target; home is last until the packet returns.
+    log staleness + last x last gain + trust log(trust) - hurt - cost log(seconds). Merit is what
+    a probe, of now or remembered, found, as a share of the best. An MPVU stands above or below
+    the best data node by the margin of belief over target; home is last until the packet returns.
     """
 
     cost: float = 1.0
@@ -37,6 +37,8 @@ class Prior:
     """For what is lacking times what the node has of it."""
     balance: float = 1.0
     """For how even the classes used would be after a visit, where the labels are known."""
+    last: float = 5.0
+    """For what the last visit there changed of the skill."""
     patience: float = 8.0
     """Hops after which a visited node counts half of a new one; 0 or more."""
     memory: float = 16.0
@@ -103,6 +105,7 @@ class Prior:
             + self.need * xp.log(stop["need_supply"] + LEAST)
             + self.balance * stop["label_balance"] * stop["labels_known"]
             + xp.log(staleness)
+            + self.last * stop["last_gain"]
             + self.trust * xp.log(stop["trust"] + LEAST)
             - self.hurt * stop["hurt"]
         )
@@ -125,7 +128,7 @@ class Prior:
 
 _USED = (
     "is_data", "is_mpvu", "log_transfer", "log_compute", "need_supply", "label_balance",
-    "labels_known", "is_new", "hops_since", "trust", "hurt", "has_probe", "probe_gain",
+    "labels_known", "is_new", "hops_since", "last_gain", "trust", "hurt", "has_probe", "probe_gain",
     "probe_alignment", "has_past", "past_gain", "past_alignment", "past_age",
 )  # fmt: skip
 _USED_OF_PACKET = ("margin", "is_seek", "is_verify", "is_return")

@@ -120,6 +120,7 @@ def test_the_prior_likes_what_a_packet_needs(better: dict[str, float]) -> None:
         {"hurt": 1},
         {"trust": 0.3},
         {"is_new": 0, "hops_since": 0.2},
+        {"last_gain": -0.1},
     ],
 )
 def test_the_prior_avoids_what_costs_or_harms(worse: dict[str, float]) -> None:
