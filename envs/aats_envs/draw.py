@@ -205,8 +205,7 @@ def _rows(
     chance = rng.random((3, *shape))
     true = np.floor(mix + chance[0])
     bad = np.zeros((d, 1, 1))
-    low, high = family.wrong
-    bad[: roles.bad, 0, 0] = low + (high - low) * rng.random(roles.bad)
+    bad[: roles.bad, 0, 0] = np.interp(rng.random(roles.bad), (0, 1), family.wrong)
     missed = np.floor(true * bad + chance[1])
     # A wrong label is any of the other classes.
     astray = (missed.sum(2, keepdims=True) - missed) / (ground.classes - 1)

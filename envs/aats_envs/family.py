@@ -34,11 +34,13 @@ class Task:
     """Of the packet."""
     model_bytes: Range = (8e3, 12e3)
     """Of the model and what travels with it, all skills together."""
+    model_share: Annotated[float, Between(0, 1, open_low=True)] = 1.0
+    """The model itself, of those bytes: the states of a method that travel too are not probed."""
     row_bytes: Range = (264, 264)
     """Of one trusted row."""
     reference: Counts = (64, 64)
     """Trusted rows of each skill."""
-    test: Counts = (200, 400)
+    test: Counts = (150, 250)
     """Rows of an MPVU's test set, of each skill."""
     rows: Range = (30, 120)
     """Mean training rows of a skill at a node."""

@@ -22,6 +22,7 @@ from aats.topology.generate import generate
 from aats.topology.graphml import load_graphml
 from aats.topology.network import Layout, LinkDefaults, Network, fill
 from aats_envs.family import Counts, Family, Range, Task
+from aats_envs.fits import dynamics_of
 from aats_envs.ways import Wires, ways
 
 Floats = npt.NDArray[np.float64]
@@ -86,7 +87,10 @@ class Pool:
                 allowed = f"known graphs are {', '.join(GRAPHS)}"
                 raise ScenarioError("family.graphs", name, allowed, nearest(name, GRAPHS))
         zoo = read_zoo(family.zoo, family.nodes) if family.zoo else []
-        constants = {task.fit: constants_of(task.fit) for task in family.tasks}
+        constants = {
+            task.fit: np.array([getattr(dynamics_of(task.fit, 2), name) for name in CONSTANTS])
+            for task in family.tasks
+        }
         rng = np.random.default_rng([family.seed, 0x9001])
         self.grounds = tuple(
             _ground(family, zoo, constants, rng, f"{family.seed}/{i}") for i in range(size)
@@ -94,12 +98,6 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self.grounds)
-
-
-def constants_of(fit: str) -> Floats:
-    """Return the constants of a fit, [F]."""
-    dynamics = Dynamics()
-    return np.array([getattr(dynamics, name) for name in CONSTANTS], np.float64)
 
 
 def _ground(
@@ -117,9 +115,11 @@ def _ground(
     task = family.tasks[rng.integers(len(family.tasks))]
     skills, reference = (_count(rng, span) for span in (task.skills, task.reference))
     model_bytes, row_bytes = _drawn(rng, task.model_bytes), _drawn(rng, task.row_bytes)
-    size_bytes = float(round(model_bytes + skills * reference * row_bytes))
+    trusted = skills * reference * row_bytes
+    size_bytes = float(round(model_bytes + trusted))
+    probe_bytes = float(round(model_bytes * task.model_share + trusted))
     wires = Wires.of(Network.of(layout))
-    found = ways(wires, size_bytes, size_bytes)
+    found = ways(wires, size_bytes, probe_bytes)
     third = max(1, len(wires.joined) // 3)
     return Ground(
         name=name,
@@ -137,7 +137,7 @@ def _ground(
         reference=reference,
         test=_count(rng, task.test),
         size_bytes=size_bytes,
-        probe_bytes=size_bytes,
+        probe_bytes=probe_bytes,
         constants=constants[task.fit],
     )
 

@@ -16,8 +16,8 @@ ZOO = "topology-zoo"
 DIGITS = Task(supply=105)
 """Digits at an MLP of 32 hidden units; so many rows of a class are left to train on."""
 DEPARTMENTS = Task(
-    fit="departments", classes=(2, 2), skills=(2, 2), model_bytes=(17e3, 20e3),
-    row_bytes=(48, 128), reference=(60, 80), test=(60, 150), rows=(10, 40), supply=100, epochs=3.0,
+    fit="departments", classes=(2, 2), skills=(2, 2), model_bytes=(17e3, 20e3), model_share=0.2,
+    row_bytes=(48, 128), reference=(60, 80), test=(40, 80), rows=(10, 40), supply=100, epochs=3.0,
 )  # fmt: skip
 """Two departments of a hospital in one model that travels with its last four states."""
 ANY_DIGITS = replace(
