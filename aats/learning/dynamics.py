@@ -22,8 +22,11 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Value = float | Floats
+Counts = npt.NDArray[np.float64] | npt.NDArray[np.int64]
 DOUBT = 1e-3
 """Probability below which none counts, so that no loss is infinite."""
+SUSPICIONS: Floats = np.arange(10) / 10
+"""Shares of wrong labels that `suspected` weighs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,15 +36,22 @@ class Dynamics:
     tau: Value = 50.1
     """Clean rows of a class that close 63 % of the gap for a model that knows nothing."""
     maturity: Value = 1.55
-    """How much faster a model gains that knows more already: times 1 + maturity * mean."""
+    """How much faster a model gains that knows more already: times 1 + maturity * mean; slower
+    if negative, at least -1."""
     forget: Value = 181.0
     """Rows of other classes after which 63 % of what can be forgotten is."""
     retain: Value = 665.0
     """Own rows of a class that keep 63 % of it from being forgotten."""
     hold: Value = 2.32
-    """How much less a model forgets that knows more: times exp(-hold * mean)."""
+    """How much less a model forgets, and is swayed, that knows more: times exp(-hold * mean)."""
     harm: Value = 0.196
     """Share lost, as an exponent, for each 100 wrongly labelled rows."""
+    sway: Value = 0.0
+    """How strongly a class's share of the labels moves its log odds: times log(share * classes)."""
+    blend: Value = 1.0
+    """Rows of each class that a model seems to have seen besides, when shares are taken."""
+    settle: Value = 30.0
+    """Rows after which 63 % of what shares can move has moved."""
     ceiling: Value = 1.0
     """Knowledge, 0-1, that no number of clean rows goes beyond."""
     start: Value = 0.1
@@ -52,24 +62,34 @@ class Dynamics:
     """Accuracy from knowledge: factor on its log odds."""
     link_b: Value = 0.0
     """Accuracy from knowledge: added to its log odds."""
+    visit_noise: Value = 0.0
+    """Standard deviation of a class's knowledge after a visit, where that is in the middle."""
     trial: Value = 2.5
     """What a row of a probe's minibatch counts, in rows of a visit: the trial repeats it."""
     probe_gain: Value = 1.0
-    """Fall of the trusted loss for each nat that knowledge rises in a trial."""
-    probe_gain_noise: Value = 0.0
-    """Standard deviation of a probe's gain, as a share of the scale of its gain, plus its tenth."""
-    alignment: Value = 1.0
-    """Factor on the expected alignment."""
-    alignment_noise: Value = 0.0
-    """Standard deviation of a probe's alignment."""
-    loss_noise: Value = 0.0
-    """Standard deviation of a probe's loss, as a share of it."""
+    """Fall of the trusted loss for each nat by which knowledge rises in a trial."""
+    probe_toll: Value = 0.0
+    """Nats that a trial costs whatever its rows."""
+    alignment: Value = 0.0
+    """Alignment of a minibatch that is neither for nor against."""
+    pull: Value = 1.0
+    """Share of the alignment that comes of rows of the classes that are wanted."""
+    lean: Value = 0.0
+    """Share of it that comes of a case mix as the verifier's."""
+    surprise: Value = 3.0
+    """Loss in nats of a row that is labelled wrong."""
     norm: Value = 1.0
-    """Gradient norm where every row of the minibatch is wholly wrong."""
+    """Gradient norm of rows of which nothing is known."""
+    norm_wrong: Value = 1.0
+    """Gradient norm of wrongly labelled rows of which all is known."""
+    probe_gain_noise: Value = 0.0
+    """Standard deviation of a probe's gain in nats, of 32 rows; so are the next three."""
+    alignment_noise: Value = 0.0
+    """Of its alignment."""
+    loss_noise: Value = 0.0
+    """Of its loss, in nats."""
     norm_noise: Value = 0.0
-    """Standard deviation of a probe's gradient norm, as a share of it."""
-    visit_noise: Value = 0.0
-    """Standard deviation of knowledge after a visit, where it is in the middle."""
+    """Of its gradient norm."""
 
 
 class Scores(NamedTuple):
@@ -97,7 +117,7 @@ def stack(rows: Sequence[Dynamics]) -> Dynamics:
 
 def moved(
     known: Floats,
-    clean: npt.NDArray[np.generic],
+    clean: Counts,
     wrong: npt.ArrayLike,
     visits: npt.ArrayLike,
     dynamics: Dynamics,
@@ -109,7 +129,9 @@ def moved(
     With s clean rows of a class, S rows in all, m the mean knowledge, v earlier visits:
     e = exp(-s (1 + maturity m) exp(-novelty v) / tau),
     f = e exp(-hold m) (1 - exp(-(S - s) / forget)) exp(-s / retain),
-    k' = (top - (top - k) e) (1 - f) exp(-harm wrong / 100), top = max(ceiling, k).
+    k' = (top - (top - k) e) (1 - f) exp(-harm wrong / 100), top = max(ceiling, k),
+    and then, because classes compete, with share = (s + wrong / C + blend) / (S + blend C),
+    log odds of k'' = log odds of k' + sway exp(-hold m) (1 - exp(-S / settle)) log(share C).
 
     Args:
         known: [..., C].
@@ -121,21 +143,34 @@ def moved(
         classes: [...], classes in use; all of C if None.
     """
     law = _Aligned(dynamics, max(known.ndim, clean.ndim) - 1)
+    count = law.lead(float(known.shape[-1]) if classes is None else np.asarray(classes, np.float64))
     scale = law.lead(scale)
     bad = np.asarray(wrong, np.float64) * scale
-    s = clean * _column(scale)
-    mean = _total(known) / (known.shape[-1] if classes is None else np.asarray(classes))
+    own = np.asarray(clean, np.float64) * _column(scale)
+    rows = _total(own) + bad
+    mean = _total(known) / count
+    loose = np.exp(-law.hold * mean)
     pace = (1 + law.maturity * mean) * np.exp(-law.novelty * np.asarray(visits)) / law.tau
-    e = np.exp(-s * _column(pace))
-    f = _total(s) + bad
-    f = np.exp((s - _column(f)) / _column(law.forget))
+
+    e = np.exp(-own * _column(pace))
+    f = np.exp((own - _column(rows)) / _column(law.forget))
     np.subtract(1.0, f, out=f)
-    f *= np.exp(-s / _column(law.retain))
-    f = f * (e * _column(np.exp(-law.hold * mean)))
+    f = f * e
+    f *= np.exp(-own / _column(law.retain))
+    f *= _column(loose)
     top = np.maximum(known, _column(law.ceiling))
-    out: Floats = top - (top - known) * e
-    out = out * (1 - f)
-    out = out * _column(np.exp(-law.harm * bad / 100))
+    out = top - (top - known) * e
+    np.subtract(1.0, f, out=f)
+    out *= f
+    out *= _column(np.exp(-law.harm * bad / 100))
+
+    blend = law.blend
+    share = (own + _column(bad / count + blend)) * _column(count)
+    share /= _column(rows + blend * count)
+    np.log(share, out=share)
+    share *= _column(law.sway * loose * (1 - np.exp(-rows / law.settle)))
+    odds = out * np.exp(share)
+    out = odds / (odds + (1 - out))
     np.maximum(out, 0.0, out=out)
     return np.minimum(out, 1.0, out=out)
 
@@ -143,10 +178,10 @@ def moved(
 def shaken(known: Floats, draws: Floats, dynamics: Dynamics) -> Floats:
     """Return knowledge [..., C] with the scatter of a visit, from standard normal draws [..., C].
 
-    What is known of nothing or wholly does not scatter.
+    What is not known at all, or wholly, does not scatter.
     """
-    noise = _column(_Aligned(dynamics, known.ndim - 1).visit_noise)
-    out: Floats = known + noise * 4 * known * (1 - known) * draws
+    noise = _column(_Aligned(dynamics, max(known.ndim, draws.ndim) - 1).visit_noise)
+    out: Floats = known + 4 * noise * known * (1 - known) * draws
     return np.minimum(np.maximum(out, 0.0), 1.0)
 
 
@@ -170,8 +205,8 @@ def accuracy(known: Floats, weights: Floats, dynamics: Dynamics) -> Floats:
 
 def probed(
     known: Floats,
-    clean: npt.NDArray[np.generic],
-    wrong: npt.NDArray[np.generic],
+    clean: Counts,
+    wrong: Counts,
     weights: Floats,
     dynamics: Dynamics,
     rows: Value = 32.0,
@@ -191,32 +226,87 @@ def probed(
         classes: [...], classes in use; all of C if None.
     """
     law = _Aligned(dynamics, max(known.ndim, clean.ndim) - 1)
-    held = np.maximum(_total(clean) + _total(wrong), 1e-9)
-    right, false = clean / _column(held), wrong / _column(held)
-    bad = _total(false)
-    after = moved(known, right * rows, bad * rows, 0.0, dynamics, scale=law.trial, classes=classes)
+    clean, wrong = np.asarray(clean, np.float64), np.asarray(wrong, np.float64)
+    held = np.maximum(_total(clean + wrong), 1e-9)
+    right, labelled = clean / _column(held), (clean + wrong) / _column(held)
+    bad = _total(wrong) / held
     trusted = weights / _column(_total(weights))
+    some = _total(labelled) > 0
     gap = 1 - known
-    gain = law.probe_gain * _total(trusted * (np.log(DOUBT + after) - np.log(DOUBT + known)))
-    pull, want = (right - false) * gap, trusted * gap
-    length = np.sqrt(_total(((right + false) * gap) ** 2) * _total(want**2))
-    alignment = law.alignment * _total(pull * want) / np.maximum(length, 1e-12)
-    drawn = right + false
-    loss = -_total(right * np.log(DOUBT + known) + false * np.log(DOUBT + gap / known.shape[-1]))
-    norm = law.norm * _total(drawn * gap)
-    return Scores(gain, np.clip(alignment, -1.0, 1.0), loss, norm)
+    mean = _total(trusted * known)
+    sure = np.log(DOUBT + known)
+
+    after = moved(known, rows * right, rows * bad, 0.0, dynamics, scale=law.trial, classes=classes)
+    rise = _total(trusted * (np.log(DOUBT + after) - sure))
+    need = right * gap
+    pull = _cosine(need - _column(bad) * trusted * known, trusted * gap)
+    # What the model says of the trusted rows: right ones, and the rest as it knows the classes.
+    said = known + DOUBT * (weights > 0)
+    said = trusted * known + _column(1 - mean) * said / _column(_total(said))
+    lean = _cosine(labelled - said, trusted - said)
+    return Scores(
+        np.where(some, law.probe_gain * rise - law.probe_toll, 0.0),
+        np.where(some, np.clip(law.alignment + law.pull * pull + law.lean * lean, -1.0, 1.0), 0.0),
+        law.surprise * bad - _total(right * sure),
+        law.norm * _total(need) + law.norm_wrong * bad * mean,
+    )
 
 
 def scattered(scores: Scores, draws: Floats, dynamics: Dynamics) -> Scores:
     """Return scores as single probes find them, from standard normal draws [..., 4]."""
     law = _Aligned(dynamics, scores.gain.ndim)
-    gain, alignment, loss, norm = np.moveaxis(draws, -1, 0)
     return Scores(
-        scores.gain + law.probe_gain_noise * (np.abs(scores.gain) + 0.1) * gain,
-        np.clip(scores.alignment + law.alignment_noise * alignment, -1.0, 1.0),
-        scores.loss * np.maximum(1 + law.loss_noise * loss, 0.0),
-        scores.gradient_norm * np.maximum(1 + law.norm_noise * norm, 0.0),
+        scores.gain + law.probe_gain_noise * draws[..., 0],
+        np.clip(scores.alignment + law.alignment_noise * draws[..., 1], -1.0, 1.0),
+        np.maximum(scores.loss + law.loss_noise * draws[..., 2], 0.0),
+        np.maximum(scores.gradient_norm + law.norm_noise * draws[..., 3], 0.0),
     )
+
+
+def suspected(
+    known: Floats,
+    labelled: Counts,
+    scores: Scores,
+    weights: Floats,
+    dynamics: Dynamics,
+    prior: float = 0.3,
+) -> Floats:
+    """Return the share of wrong labels [...] that a probe speaks for: a posterior mean.
+
+    Compares the gain, the alignment and the loss with those expected for shares of 0 to 0.9,
+    each class alike. A fit without noise tells nothing about how far to trust a probe and is
+    taken as one of 0.1.
+
+    Args:
+        known: [..., C].
+        labelled: [..., C], the node's rows by the class they are labelled.
+        scores: Of the probe, each [...].
+        weights: [..., C], share of each class among the trusted rows.
+        dynamics: The constants.
+        prior: Probability that a node has wrong labels at all, 0-1.
+    """
+    rows = np.asarray(labelled, np.float64)[..., None, :]
+    share = SUSPICIONS[:, None]
+    expected = probed(
+        known[..., None, :], rows * (1 - share), rows * share, weights[..., None, :], dynamics
+    )
+    law = _Aligned(dynamics, expected.gain.ndim)
+    doubt = np.zeros(())
+    for found, mean, noise in (
+        (scores.gain, expected.gain, law.probe_gain_noise),
+        (scores.alignment, expected.alignment, law.alignment_noise),
+        (scores.loss, expected.loss, law.loss_noise),
+    ):
+        doubt = doubt + ((found[..., None] - mean) / np.where(noise > 0, noise, 0.1)) ** 2 / 2
+    odds = np.exp(doubt.min(-1, keepdims=True) - doubt)
+    odds *= np.where(SUSPICIONS > 0, prior / (len(SUSPICIONS) - 1), 1 - prior)
+    out: Floats = _total(odds * SUSPICIONS) / _total(odds)
+    return out
+
+
+def _cosine(a: Floats, b: Floats) -> Floats:
+    out: Floats = _total(a * b) / np.maximum(np.sqrt(_total(a * a) * _total(b * b)), 1e-12)
+    return out
 
 
 class _Aligned:
