@@ -228,7 +228,9 @@ def spans(net: KnowledgeNetwork, lines: list[str]) -> dict[str, list[tuple[float
             grown -= 1
         elif name == "probe.finished" and start and event["gain"] is not None:
             there = at[event["candidate"]]
-            work = PROBE_SHARE * 16 + TRUST_SHARE * min(64, trusted)
+            held = (net.clean[there] + net.wrong[there]).sum(1)
+            drawn = np.minimum(held, 16 // (held > 0).sum()).sum()
+            work = PROBE_SHARE * drawn + TRUST_SHARE * min(64, trusted)
             seconds = net.probe_s[start[1], there] + 0.01 + work / net.samples_per_s[there]
             found["probe"].append((t - start[0], seconds))
         elif name == "decision" and event["path"]:
