@@ -136,6 +136,15 @@ def encode_candidates(raw: Columns) -> FloatArray:
     return _encode(raw, _CANDIDATE)
 
 
+PROBE_COLUMNS = "has_probe", "probe_gain", "probe_alignment", "probe_loss", "probe_gradient_norm"
+
+
+def encode_probes(scores: Column) -> FloatArray:
+    """Return the columns `PROBE_COLUMNS` [..., 5] of probes: 1, gain, alignment, loss, norm."""
+    raw = dict(zip(PROBE_COLUMNS, np.moveaxis(scores, -1, 0), strict=True))
+    return _encode(raw, {name: _CANDIDATE[name] for name in PROBE_COLUMNS})
+
+
 def encode_packet(raw: Columns) -> FloatArray:
     """Return globals [..., G] from one raw column [...] per name in `GLOBALS`."""
     return _encode(raw, _PACKET)

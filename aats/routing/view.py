@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aats.routing.features import (
+    PROBE_COLUMNS,
     Column,
     Columns,
     encode_candidates,
@@ -318,7 +319,7 @@ def _describe(stops: Stops, journey: Journey) -> Columns:
     is_data = stops.kind == Kind.DATA
     samples = np.where(is_data, stops.samples.sum(axis=-1), 0.0)
     visits_to_data = np.where(is_data, stops.visits, 0.0).sum(axis=-1, keepdims=True)
-    probe, past = stops.probe, stops.past
+    past = stops.past
     return {
         "is_data": is_data,
         "is_mpvu": stops.kind == Kind.MPVU,
@@ -342,11 +343,7 @@ def _describe(stops: Stops, journey: Journey) -> Columns:
         "last_gain": stops.last_gain,
         "hurt": stops.hurt,
         **_describe_labels(stops, journey),
-        "has_probe": probe[..., 0],
-        "probe_gain": probe[..., 1],
-        "probe_alignment": probe[..., 2],
-        "probe_loss": probe[..., 3],
-        "probe_gradient_norm": probe[..., 4],
+        **dict(zip(PROBE_COLUMNS, np.moveaxis(stops.probe, -1, 0), strict=True)),
         "probe_allowed": stops.probe_allowed,
         "has_past": past[..., 0],
         "past_gain": past[..., 1],

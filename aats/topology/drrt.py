@@ -62,8 +62,8 @@ def _limit(advert: Advert) -> int:
     return advert.policy.max_packet_bytes
 
 
-PROBE_SAMPLES = 245.0
-"""Work of a probe in samples trained on: five steps on 32 rows, and a judgement on 64 trusted ones
+PROBE_SAMPLES = 165.0
+"""Work of a probe in samples trained on: five steps on 16 rows, and a judgement on 64 trusted ones
 before and after."""
 
 

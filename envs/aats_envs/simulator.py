@@ -1,0 +1,441 @@
+"""B packets on B networks at once, in arrays: the dynamics behind every view of the environment.
+
+A row is one packet on one network. What a packet sees comes from `aats.routing.view`, as in a
+node's daemon; what a visit does comes from a `Learner`; seconds, bytes and joules are those of
+the simulated world. All rows go one decision on with each `step`; nothing but a reset is done
+row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aats.ids import NodeId
+from aats.learning.method import Guard
+from aats.learning.probe import TRUSTED_ROWS
+from aats.node.decision import PROBE_GRACE_S
+from aats.node.desk import CoreConfig
+from aats.node.requests import RELAY_BYTES
+from aats.routing.features import FEATURES, GLOBALS, PROBE_COLUMNS, encode_probes
+from aats.routing.probing import worth
+from aats.routing.view import Journey, Kind, Seen, Stops, look
+from aats.sim.node import FORWARD_SHARE, PROBE_SHARE, TRUST_SHARE, Pace
+from aats.topology.drrt import HEADER_BYTES, HURT_GAIN, PROBE_SAMPLES
+from aats_envs.batch import Networks, Source
+from aats_envs.chance import Keys
+from aats_envs.learner import PROBE_ROWS, At, Learner, Models, Surrogate
+from aats_envs.network import Bools, Floats, Ints
+
+CONFIG = CoreConfig(NodeId("any"))
+OVERHEAD_S = Pace().overhead_s
+ADVERT_AGE_S = 15.0
+"""Age of adverts: half of the time in which they are renewed."""
+PROBE_AT = [FEATURES.index(name) for name in PROBE_COLUMNS]
+HOPS, SECONDS, BYTES, JOULES = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """What a decision is worth.
+
+    scale * (progress * (gamma * after - before) - costs + success or - failure at the end), where
+    before and after are the mean share of the targets that the packet believes it reaches, and
+    costs are in units of what a usual stop of this network takes.
+    """
+
+    seconds: float = 1.0
+    """Of a unit of time."""
+    bytes: float = 0.0
+    joules: float = 0.0
+    progress: float = 10.0
+    success: float = 2.0
+    """For coming home with every target verified."""
+    failure: float = 60.0
+    """For coming home without, in units: more than any success costs, or giving up pays."""
+    gamma: float = 0.995
+    """Of the learner: shaped with it, the best policy stays the best (Ng, Harada, Russell 1999)."""
+    scale: float = 0.1
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a step came to, [B] each."""
+
+    reward: Floats
+    terminated: Bools
+    truncated: Bools
+    success: Bools
+    """Home, with every target verified."""
+
+
+class Simulator:
+    """B rows. `reset` some, `look` around, then `step` and `look`, as long as it lasts.
+
+    Args:
+        source: Where networks come from.
+        size: B.
+        k: Rows of an observation.
+        probes: Nodes probed at each decision, at most.
+        reward: What a decision is worth.
+        max_steps: Decisions after which an episode is cut off.
+        learner: Makes the learner of these networks.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        size: int,
+        *,
+        k: int = 32,
+        probes: int = 3,
+        reward: Reward = Reward(),
+        max_steps: int = 256,
+        learner: Callable[[Networks], Learner] = Surrogate,
+    ) -> None:
+        self.source, self.size, self.k, self.probes = source, size, k, probes
+        self.reward, self.max_steps = reward, max_steps
+        limits = source.limits
+        n, t, c = limits.nodes, limits.skills, limits.classes
+        self.net = Networks(size, limits)
+        self.learner = learner(self.net)
+        b = self._all = np.arange(size)
+        self.keys: Keys = np.zeros(size, np.uint64)
+        self.steps: Ints = np.zeros(size, np.int64)
+        self.at: Ints = np.zeros(size, np.int64)
+        """[B] the node that holds the packet."""
+        self.models: Models = self.learner.fresh(b)
+        self.spent: Floats = np.zeros((size, 4))
+        """[B, 4] hops, seconds, bytes, joules."""
+        self.hop: Floats = np.zeros(size)
+        self.trusted: Floats = np.zeros((size, t))
+        """[B, T] accuracy of this version on the trusted rows."""
+        self.belief: Floats = np.full((size, t), np.nan)
+        self.estimated: Bools = np.zeros((size, t), np.bool_)
+        self.met: Bools = np.zeros((size, t), np.bool_)
+        self.bias: Floats = np.zeros((size, t))
+        self.used: Floats = np.zeros((size, t, c))
+        self.since: Floats = np.zeros(size)
+        self.judged: Bools = np.zeros(size, np.bool_)
+        """[B] whether an MPVU has measured it."""
+        self.visits: Floats = np.zeros((size, n))
+        self.failed: Floats = np.zeros((size, n))
+        self.last_hop: Floats = np.zeros((size, n))
+        self.last_gain: Floats = np.zeros((size, n))
+        self.hurt: Bools = np.zeros((size, n), np.bool_)
+        self.last: Ints = np.full(size, -1)
+        self.memory: Floats = np.zeros((size, n, 5))
+        """[B, N, 5] of the last probe there: 1, gain, alignment, loss, hop."""
+        self.probe_bytes: Floats = np.zeros(size)
+        self.unit: Floats = np.ones((size, 4))
+        """[B, 4] what a usual stop of the network costs."""
+        self._paid: Floats = np.zeros((size, 4))
+        """[B, 4] what rewards have counted."""
+        self.seen = Seen(
+            np.zeros((size, k, len(FEATURES)), np.float32),
+            np.zeros((size, len(GLOBALS)), np.float32),
+            np.zeros((size, k), np.bool_),
+            np.zeros(size, np.int64),
+            np.full((size, k), -1, np.int64),
+        )
+        """What the packets see since they last looked."""
+        self.trail: list[list[int]] = [[] for _ in range(size)]
+        """Per row the nodes where the packet stopped, for drawing."""
+
+    # --- life ---
+
+    def reset(self, rows: Sequence[int], keys: Sequence[int]) -> None:
+        """Begin new episodes in these rows: everything random in one follows from its key."""
+        for row, key in zip(rows, keys, strict=True):
+            self.net.put(row, self.source.draw(np.random.default_rng(key)))
+            self.keys[row] = key
+            self.trail[row] = [int(self.net.home[row])]
+        at = np.asarray(rows, np.int64)
+        self.at[at] = self.net.home[at]
+        self.models[at] = self.learner.fresh(at)
+        self.belief[at] = np.nan
+        self.last[at] = -1
+        for field in (
+            self.steps, self.spent, self.hop, self.trusted, self.estimated, self.met, self.bias,
+            self.used, self.since, self.judged, self.visits, self.failed, self.last_hop,
+            self.last_gain, self.hurt, self.memory, self.probe_bytes, self._paid,
+        ):  # fmt: skip
+            field[at] = 0
+        self.trusted[at] = self.learner.judged(at, self.models[at], self._at(at))
+        self.unit[at] = self._usual(at)
+
+    def step(self, actions: Ints) -> Outcome:
+        """Go where the packets chose, and work there.
+
+        Args:
+            actions: [B] rows of the observation; one that is not legal sends the packet home, as
+                a node does with a packet whose policy fails.
+        """
+        before = self._progress()
+        self.steps += 1
+        stop = self.seen.rows[self._all, actions]
+        legal = self.seen.mask[self._all, actions]
+        kind, node = self._stop(np.where(legal, stop, self._home_stop))
+        there = self._move(node)
+        self._visit(np.flatnonzero(there & (kind == Kind.DATA)))
+        self._verify(np.flatnonzero(there & (kind == Kind.MPVU)))
+        home = there & (kind == Kind.HOME)
+        success = home & (self.met | (self.net.classes == 0)).all(axis=1)
+        truncated = (self.steps >= self.max_steps) & ~home
+        reward = self.reward
+        cost = (self.spent - self._paid) / self.unit
+        self._paid[:] = self.spent
+        cost = reward.seconds * cost[:, SECONDS] + (
+            reward.bytes * cost[:, BYTES] + reward.joules * cost[:, JOULES]
+        )
+        after = np.where(home, 0.0, self._progress())
+        value = reward.progress * (reward.gamma * after - before) - cost
+        value += np.where(success, reward.success + reward.progress, 0.0)
+        value -= np.where(home & ~success, reward.failure, 0.0)
+        return Outcome(reward.scale * value, home, truncated, success)
+
+    # --- where it goes ---
+
+    @property
+    def _home_stop(self) -> int:
+        return self.net.limits.nodes + self.net.limits.mpvus
+
+    def _stop(self, stop: Ints) -> tuple[Ints, Ints]:
+        """Return kind and node [B] of stops [B]."""
+        n = self.net.limits.nodes
+        kind = np.where(stop < n, Kind.DATA, np.where(stop < self._home_stop, Kind.MPVU, Kind.HOME))
+        mpvu = np.clip(stop - n, 0, max(0, self.net.limits.mpvus - 1))
+        node = np.where(kind == Kind.DATA, stop, self.net.home)
+        if self.net.limits.mpvus:
+            node = np.where(kind == Kind.MPVU, self.net.mpvu_at[self._all, mpvu], node)
+        return kind, node
+
+    def _move(self, node: Ints) -> Bools:
+        """Move the packets; return [B] which have arrived. Others have lost some time."""
+        net, b = self.net, self._all
+        seconds, links = net.transfer_s[b, self.at, node], net.links[b, self.at, node]
+        arrival = self.spent[:, SECONDS] + seconds
+        down = net.down[b, node]
+        away = node != self.at
+        missed = away & (down[:, 0] <= arrival) & (arrival < down[:, 1])
+        ok = np.asarray(np.isfinite(seconds) & ~missed, np.bool_)
+        self.spent[:, SECONDS] += np.where(ok, seconds, CONFIG.offer_timeout_s)
+        self.spent[:, HOPS] += np.where(ok, links, 0.0)
+        self.spent[:, BYTES] += np.where(ok, links * (net.size_bytes + HEADER_BYTES), 0.0)
+        self.hop += np.where(ok, links, 0.0)
+        self.at = np.where(ok, node, self.at)
+        for row in np.flatnonzero(ok & away):
+            self.trail[row].append(int(node[row]))
+        return ok
+
+    # --- what is done there ---
+
+    def _visit(self, rows: Ints) -> None:
+        if not len(rows):
+            return
+        net, node = self.net, self.at[rows]
+        held = net.clean[rows, node] + net.wrong[rows, node]
+        work = held.sum(axis=(1, 2)) * net.epochs[rows]
+        work = work + 2 * FORWARD_SHARE * net.reference[rows].sum(axis=1)
+        seconds = OVERHEAD_S + work / net.samples_per_s[rows, node] * (1 + net.queue[rows, node])
+        self.spent[rows, SECONDS] += seconds
+        self.spent[rows, JOULES] += work * net.joules_per_sample[rows, node]
+
+        at, before = self._at(rows), self.trusted[rows]
+        models = self.learner.visit(rows, node, self.visits[rows, node], self.models[rows], at)
+        after = self.learner.judged(rows, models, at)
+        gain = self._skill(rows, after) - self._skill(rows, before)
+        undone = -gain > Guard().rollback_drop
+        kept = rows[~undone]
+        self.models[kept] = models[~undone]
+        self.trusted[kept] = after[~undone]
+        self.met[kept] = False
+        known = net.reference[kept] > 0
+        self.belief[kept] = np.where(known, self.trusted[kept], np.nan)
+        self.estimated[kept] = known
+        # Of a node that keeps its histogram, evenly over the classes.
+        shown = net.shows_labels[rows, node][..., None]
+        counts = net.classes[rows][..., None]
+        is_class = np.arange(held.shape[-1]) < counts
+        even = np.where(is_class, held.sum(axis=-1, keepdims=True) / np.maximum(1, counts), 0.0)
+        drawn = np.where(shown, held, even) * net.epochs[rows][:, None, None]
+        self.used[kept] += drawn[~undone]
+
+        self.visits[rows, node] += 1
+        self.failed[rows, node] += undone
+        self.last_hop[rows, node] = self.hop[rows]
+        self.last_gain[rows, node] = np.where(undone, 0.0, gain)
+        self.hurt[rows, node] = undone | (gain < HURT_GAIN)
+        self.last[rows] = node
+        self.since[rows] += 1
+
+    def _verify(self, rows: Ints) -> None:
+        if not len(rows):
+            return
+        net = self.net
+        work = FORWARD_SHARE * net.test[rows].sum(axis=1)
+        self.spent[rows, SECONDS] += OVERHEAD_S + work / net.samples_per_s[rows, self.at[rows]]
+        verdict = self.learner.verdict(rows, self.models[rows], self._at(rows))
+        self.bias[rows] = self.trusted[rows] - verdict
+        self.belief[rows] = verdict
+        self.estimated[rows] = True
+        self.met[rows] = verdict >= net.target[rows]
+        self.since[rows] = 0
+        self.judged[rows] = True
+
+    # --- what it sees ---
+
+    def look(self, rows: Ints | None = None) -> None:
+        """Look around in these rows (all if None), and probe whom the rule finds worth it.
+
+        What probes cost counts in the reward of the step that follows.
+        """
+        rows = self._all if rows is None else rows
+        seen = look(self.stops(rows), self.journey(rows), self.k)
+        asked = worth(seen.features, seen.globals, seen.mask, self.probes)
+        asking, places = np.nonzero(asked)
+        if len(asking):
+            scores = self._probe(rows[asking], seen.rows[asking, places])
+            seen.features[asking[:, None], places[:, None], PROBE_AT] = encode_probes(scores)
+        for name in ("features", "globals", "mask", "stage", "rows"):
+            getattr(self.seen, name)[rows] = getattr(seen, name)
+
+    def _probe(self, rows: Ints, nodes: Ints) -> Floats:
+        """Ask for scores and return them [P, 5], zeros where the answer came too late."""
+        net, here = self.net, self.at[rows]
+        own = here == nodes
+        trusted = np.minimum(net.reference[rows].sum(axis=1), TRUSTED_ROWS)
+        work = PROBE_SHARE * PROBE_ROWS + TRUST_SHARE * trusted
+        seconds = OVERHEAD_S + work / net.samples_per_s[rows, nodes]
+        seconds = seconds + np.where(own, 0.0, net.probe_s[rows, here, nodes])
+        found = self.learner.probe(rows, nodes, self.models[rows], self._at(rows))
+        scores = np.stack([np.ones(len(rows)), *found], axis=1)
+        scores[:, 1] = np.clip(scores[:, 1], -5, 5)
+
+        # The slower half has as long again as the faster half took.
+        order = np.lexsort((seconds, rows))
+        row, taken = rows[order], seconds[order]
+        first = np.searchsorted(row, row)
+        count = np.searchsorted(row, row, side="right") - first
+        half = taken[first + (count + 1) // 2 - 1]
+        limit = np.minimum(half + np.maximum(PROBE_GRACE_S, half), CONFIG.probe_timeout_s)
+        in_time = np.empty(len(rows), np.bool_)
+        in_time[order] = taken <= limit
+        waited = np.minimum(taken, limit)
+        last = first + count - 1
+        is_last = last == np.arange(len(rows))
+        self.spent[row[is_last], SECONDS] += waited[is_last]
+
+        links = net.links[rows, here, nodes]
+        sent = links * (2 * RELAY_BYTES + np.where(own, 0.0, net.probe_bytes[rows]))
+        np.add.at(self.spent[:, BYTES], rows, sent)
+        np.add.at(self.probe_bytes, rows, sent)
+        self.memory[rows[in_time], nodes[in_time], :4] = scores[in_time, :4]
+        self.memory[rows[in_time], nodes[in_time], 4] = self.hop[rows[in_time]]
+        return np.where(in_time[:, None], scores, 0.0)
+
+    def journey(self, rows: Ints) -> Journey:
+        """Return what the packets in these rows know of themselves."""
+        net = self.net
+        return Journey(
+            target=net.target[rows],
+            classes=net.classes[rows],
+            belief=self.belief[rows],
+            estimated=self.estimated[rows],
+            met=self.met[rows],
+            bias=self.bias[rows],
+            used=self.used[rows],
+            spent=self.spent[rows],
+            budget=net.budget[rows],
+            size_bytes=net.size_bytes[rows],
+            visits=self.visits[rows].sum(axis=1),
+            since_verdict=self.since[rows],
+            has_verdict=self.judged[rows],
+            late=np.zeros(len(rows), np.bool_),
+        )
+
+    def stops(self, rows: Ints) -> Stops:
+        """Return the candidates of the packets in these rows.
+
+        N data nodes, M MPVUs, home; of kind NONE where there is none.
+        """
+        net, here = self.net, self.at[rows]
+        n, m = net.limits.nodes, net.limits.mpvus
+        every = np.broadcast_to(np.arange(n), (len(rows), n))
+        nodes = np.concatenate([every, net.mpvu_at[rows], net.home[rows, None]], axis=1)
+        at, row = np.maximum(nodes, 0), rows[:, None]
+        place = np.arange(n + m + 1)
+        is_data, is_home = place < n, place == n + m
+        clock, down = self.spent[rows, SECONDS, None], net.down[rows]
+        away = (down[..., 0] <= clock) & (clock < down[..., 1]) & (every != here[:, None])
+        seconds = np.where(away, np.inf, net.transfer_s[rows, here])
+        seconds = np.take_along_axis(seconds, at, axis=1)
+        there = np.where(is_data, net.has_data[row, at], nodes >= 0) & np.isfinite(seconds)
+        kind = np.where(is_data, Kind.DATA, np.where(is_home, Kind.HOME, Kind.MPVU))
+        data, hop = is_data.astype(np.float64), self.hop[rows, None]
+        samples, speed = net.shown_samples[row, at], net.shown_per_s[row, at]
+        visited = self.visits[row, at] * data
+        memory = self.memory[row, at] * data[:, None]
+        memory[..., 4] = np.where(memory[..., 0] > 0, hop - memory[..., 4], 0.0)
+        answer = net.probe_s[row, here[:, None], at] + PROBE_SAMPLES / speed
+        return Stops(
+            kind=np.where(there | is_home, kind, Kind.NONE),
+            links=net.links[row, here[:, None], at],
+            transfer_s=seconds,
+            compute_s=samples.sum(axis=2) / speed * (1 + net.queue[row, at]) * data,
+            probe_s=np.where(is_data, answer, 0.0),
+            verify_s=net.verify_s[row, at],
+            samples=samples * data[:, None],
+            labels=net.shown[row, at] * data[:, None, None],
+            shown=net.shows_labels[row, at] & is_data[:, None] & (samples > 0),
+            quality=np.where(is_data, net.quality[row, at], 1.0),
+            freshness_s=net.freshness_s[row, at] * data,
+            age_s=np.full(nodes.shape, ADVERT_AGE_S),
+            visits=visited,
+            hops_since=np.where(visited > 0, hop - self.last_hop[row, at], -1.0),
+            last_gain=self.last_gain[row, at] * data,
+            hurt=self.hurt[row, at] & is_data,
+            is_last=(nodes == self.last[rows, None]) & is_data,
+            probe_allowed=net.probe_allowed[row, at] & is_data,
+            trust=(1 + visited - self.failed[row, at] * data) / (1 + visited),
+            probe=np.zeros((*nodes.shape, 5)),
+            past=memory,
+        )
+
+    # --- measures ---
+
+    def _at(self, rows: Ints) -> At:
+        return At(self.keys[rows], self.steps[rows])
+
+    def _skill(self, rows: Ints, values: Floats) -> Floats:
+        """Return [n] the mean share of the targets reached, as visits judge it."""
+        target = self.net.target[rows]
+        share = np.clip(values / np.where(target > 0, target, 1.0), 0, 1)
+        wanted = self.net.classes[rows] > 0
+        found: Floats = np.where(wanted, share, 0.0).sum(axis=1) / wanted.sum(axis=1)
+        return found
+
+    def _progress(self) -> Floats:
+        value = np.where(np.isnan(self.belief), self.trusted, self.belief)
+        return self._skill(self._all, value)
+
+    def _usual(self, rows: Ints) -> Floats:
+        """Return [n, 4] what a usual stop costs: medians over the data nodes and their ways."""
+        net = self.net
+        unit = np.ones((len(rows), 4))
+        for i, row in enumerate(rows):
+            data = np.flatnonzero(net.has_data[row])
+            ways = np.ix_(data, data)
+            held = (net.clean[row, data] + net.wrong[row, data]).sum(axis=(1, 2))
+            work = held * net.epochs[row]
+            move_s = net.transfer_s[row][ways]
+            links = net.links[row][ways]
+            near = np.isfinite(move_s)
+            unit[i, SECONDS] = np.median(move_s[near]) + np.median(
+                work / net.samples_per_s[row, data]
+            )
+            unit[i, BYTES] = max(1.0, links[near].mean()) * (net.size_bytes[row] + HEADER_BYTES)
+            unit[i, JOULES] = np.median(work * net.joules_per_sample[row, data])
+        return np.maximum(unit, 1e-9)
