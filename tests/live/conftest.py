@@ -15,6 +15,7 @@ import pytest
 from aats.advert import ComputeAdvert, LinkAdvert, NodePolicy, Role
 from aats.ids import NodeId
 from aats.learning.weights import initial_payload
+from aats.lineage import Record
 from aats.live import Delivered, LiveNode, LiveOptions, LiveWorld, TraceEvent
 from aats.node.desk import CoreConfig
 from aats.node.fault import FaultPoint
@@ -25,6 +26,7 @@ from aats.packet import Architecture, Cost, Header, Plugin, Target
 from aats.payload import Payload, pack
 from aats.roles.data import NodeData, SkillData
 from aats.roles.owner import make_packet
+from aats.store import NodeStore
 
 SKILL = "colours"
 CLASSES = 4
@@ -111,15 +113,17 @@ class Network:
 
     def run(
         self, nodes: Sequence[LiveNode], *, options: LiveOptions = OPTIONS,
-        watch: Watch = lambda world, event: None, limit_s: float = 40.0, **about: object,
+        watch: Watch = lambda world, event: None, limit_s: float = 40.0,
+        seeds: Sequence[int] = (1,), **about: object,
     ) -> Run:  # fmt: skip
-        """Run one packet (`about`: see `packet`) and return what came of it."""
+        """Run a packet for each seed (`about`: see `packet`) and return what came of them."""
 
         async def go() -> Run:
             world = LiveWorld(nodes, self.directory, options, server=self.server)
             events = []
             async with world:
-                world.submit(*packet(world, **about))  # type: ignore[arg-type]
+                for seed in seeds:
+                    world.submit(*packet(world, seed=seed, **about))  # type: ignore[arg-type]
                 async for event in world.events(limit_s):
                     events.append(event)
                     watch(world, event)
@@ -127,6 +131,13 @@ class Network:
             return Run(events, list(world.delivered.values()))
 
         return asyncio.run(go())
+
+    def records(self) -> Iterator[Record]:
+        """Yield what the ledgers of all nodes have, once they have stopped."""
+        for directory in sorted((self.directory / "nodes").iterdir()):
+            store = NodeStore(directory)
+            yield from store.records()
+            store.close()
 
 
 @pytest.fixture(scope="session")
