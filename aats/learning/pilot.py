@@ -248,13 +248,12 @@ class _Recorder:
         visits = dict.fromkeys(names, 0)
         route = _route(kind, names, rng)
         for stop in range(stops):
-            scores = {name: self._probe(packet, network, name, seed + stop) for name in names}
-            chosen = next(route)
+            chosen, everywhere = next(route), stop % ALL_EVERY == 0
+            asked = names if everywhere or not chosen else [chosen]
+            scores = {name: self._probe(packet, network, name, seed + stop) for name in asked}
             if not chosen:
                 chosen = max(names, key=lambda name: _promise(scores[name], network.nodes[name]))
-            tried = [chosen]
-            if stop % ALL_EVERY == 0:
-                tried += [name for name in names if name != chosen]
+            tried = [chosen, *(n for n in names if n != chosen)] if everywhere else [chosen]
             first = packet, standing
             for name in tried:
                 after = self._visit(first[0], network.nodes[name], name)
@@ -318,9 +317,7 @@ class _Recorder:
         for skill, held in network.nodes[node].skills.items():
             if held.samples:
                 batch = held.minibatch(PROBE_ROWS, seed_of("pilot probe", seed, node))
-                found = probe(
-                    self._task.architecture, packet.payload, {skill: batch}, seed=seed
-                )
+                found = probe(self._task.architecture, packet.payload, {skill: batch}, seed=seed)
                 scores = [found.gain, found.alignment, found.loss, found.gradient_norm]
                 out[skill] = np.array(scores), found.samples
         return out
