@@ -22,6 +22,7 @@ from aats.launch import (
     run_app,
 )
 from aats.options import Exit, Format
+from aats.plugins import load, names
 
 if TYPE_CHECKING:
     from aats.oam.view import RunView
@@ -30,7 +31,7 @@ app = new_app()
 ledger = new_app()
 policy = new_app()
 app.add_typer(ledger, name="ledger", help="Check the signed history of models.")
-app.add_typer(policy, name="policy", help="Look at routing policies.")
+app.add_typer(policy, name="policy", help="Train, judge and look at routing policies.")
 app.command(epilog=EPILOG)(launch)
 
 
@@ -283,8 +284,6 @@ def _templates() -> dict[str, Path]:
 @guarded
 def list_policies(output: FormatOption = Format.TEXT) -> None:
     """List the routing policies that are installed."""
-    from aats.plugins import load, names
-
     rows = [
         {"name": name, "does": (load("aats.policies", name).__doc__ or "").partition("\n")[0]}
         for name in names("aats.policies")
@@ -309,6 +308,26 @@ def doctor(output: FormatOption = Format.TEXT) -> int:
     )
     emit(rows, output, lines)
     return Exit.OK if all(row["ok"] for row in rows) else Exit.NOT_MET
+
+
+def mount() -> None:
+    """Add the commands that installed distributions bring: Typer apps of `aats.commands`.
+
+    One of the name of a group here adds to that group. What they raise ends as it does here.
+    """
+    groups = {group.name: group.typer_instance for group in app.registered_groups}
+    for name in names("aats.commands"):
+        added: typer.Typer = load("aats.commands", name)
+        for command in added.registered_commands:
+            if command.callback is not None:
+                command.callback = guarded(command.callback)
+        if (own := groups.get(name)) is not None:
+            own.registered_commands += added.registered_commands
+        else:
+            app.add_typer(added, name=name)
+
+
+mount()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
