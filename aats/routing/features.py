@@ -27,6 +27,7 @@ MAX_HOPS = 128.0
 MAX_NODES = 1000.0
 MAX_TARGETS = 64.0
 MAX_BYTES = 1e12
+TINY = 1e-300
 
 
 def _share(x: Column) -> Column:
@@ -152,11 +153,12 @@ def encode_packet(raw: Columns) -> FloatArray:
 
 def _encode(raw: Columns, scales: dict[str, Callable[[Column], Column]]) -> FloatArray:
     # What is not finite says nothing: nan becomes 0, infinity the end of the range.
-    columns = [
-        scale(np.nan_to_num(np.asarray(raw[name], np.float64), posinf=1e12, neginf=-1e12))
-        for name, scale in scales.items()
-    ]
-    return np.stack(columns, axis=-1).astype(np.float32)
+    columns = np.stack([np.asarray(raw[name], np.float64) for name in scales])
+    np.nan_to_num(columns, copy=False, posinf=1e12, neginf=-1e12)
+    encoded = np.empty((*columns.shape[1:], len(columns)), np.float32)
+    for i, scale in enumerate(scales.values()):
+        encoded[..., i] = scale(columns[i])
+    return encoded
 
 
 def relative_to_median(values: Column, counted: npt.NDArray[np.bool_]) -> Column:
@@ -171,21 +173,33 @@ def relative_to_median(values: Column, counted: npt.NDArray[np.bool_]) -> Column
     return result
 
 
-def label_shape(histogram: Column, classes: npt.NDArray[np.int64]) -> tuple[Column, Column, Column]:
-    """Return (entropy, HHI, weakest) of histograms [..., C] of `classes` [...] each, in 0..1.
+def label_shape(histogram: Column, classes: npt.NDArray[np.int64]) -> Column:
+    """Return [..., 3] evenness, HHI and weakest of histograms [..., C], each in 0..1.
 
-    Entropy is over that of equal classes; weakest is the smallest share times the classes. An
-    empty histogram gives (0, 1, 0). Counts past a histogram's classes are 0.
+    HHI is the sum of squared shares, weakest the smallest share times the number of `classes`
+    [...]. An empty histogram gives (0, 1, 0). Counts past a histogram's classes are 0.
     """
-    counts = np.clip(histogram, 0, None)
-    is_class = np.arange(counts.shape[-1]) < classes[..., None]
-    weakest = np.where(is_class, counts, np.inf).min(axis=-1)
-    # Sorted: sums of floats depend on their order, and no class is the first.
-    counts = np.sort(counts, axis=-1)
-    total = counts.sum(axis=-1, keepdims=True)
-    share = counts / np.where(total > 0, total, 1.0)
-    logs = np.log(np.where(share > 0, share, 1.0))
-    entropy = -(share * logs).sum(axis=-1) / np.maximum(np.log(np.maximum(classes, 1)), 1e-9)
-    hhi = np.where(total[..., 0] > 0, (share**2).sum(axis=-1), 1.0)
-    of_total = weakest / np.where(total > 0, total, 1.0)[..., 0]
-    return entropy, hhi, np.where(np.isfinite(of_total), of_total, 0.0) * classes
+    share, total = _shares(histogram)
+    place = np.arange(len(share)).reshape(-1, *(1,) * total.ndim)
+    weakest = np.where(place < classes, share, np.inf).min(axis=0)
+    shape = (
+        evenness(histogram, classes),
+        np.where(total > 0, (share * share).sum(axis=0), 1.0),
+        np.where(np.isfinite(weakest), weakest, 0.0) * classes,
+    )
+    return np.stack(shape, axis=-1)
+
+
+def evenness(histogram: Column, classes: npt.NDArray[np.int64]) -> Column:
+    """Return [...] the entropy of histograms [..., C] over that of equal classes, 0..1."""
+    share, _ = _shares(histogram)
+    entropy = -(share * np.log(np.maximum(share, TINY))).sum(axis=0)
+    found: Column = np.maximum(0.0, entropy) / np.maximum(np.log(np.maximum(classes, 1)), TINY)
+    return found
+
+
+def _shares(histogram: Column) -> tuple[Column, Column]:
+    # Classes first: sums over the last dimension, a short one, are several times slower.
+    counts = np.maximum(np.moveaxis(histogram, -1, 0), 0.0, order="C")
+    total = counts.sum(axis=0)
+    return counts / np.where(total > 0, total, 1.0), total

@@ -10,7 +10,13 @@ from aats.ids import NodeId
 from aats.lineage import RecordKind
 from aats.messages import ProbeScores
 from aats.packet import EstimateSource, Header, Target
-from aats.routing.features import FEATURES, GLOBALS, OBSERVATION_VERSION, Column
+from aats.routing.features import (
+    FEATURES,
+    GLOBALS,
+    OBSERVATION_VERSION,
+    Column,
+    label_shape,
+)
 from aats.routing.policy import BoolArray, Observation, Phase
 from aats.routing.view import Journey, Kind, Stops, look, stage_of
 from aats.topology.stops import Candidate, StopKind, Topology
@@ -177,9 +183,9 @@ def stops_of(
     skills = [t.skill for t in header.mandate.requirement]
     last = next((e.node for e in reversed(header.journal) if e.action != "verify"), None)
     shape = len(candidates), len(skills)
-    labels = _padded(
-        [c.labels.get(s, ()) for c in candidates for s in skills], journey.used.shape[-1]
-    )
+    width = journey.used.shape[-1]
+    labels = _padded([c.labels.get(s, ()) for c in candidates for s in skills], width)
+    labels = labels.reshape(*shape, width)
     return Stops(
         kind=np.array([KINDS[c.kind] for c in candidates], np.int64),
         links=_column(len(c.path) for c in candidates),
@@ -188,7 +194,8 @@ def stops_of(
         probe_s=_column(c.probe_s for c in candidates),
         verify_s=_column(c.verify_s for c in candidates),
         samples=_column(c.samples.get(s, 0) for c in candidates for s in skills).reshape(shape),
-        labels=labels.reshape(*shape, -1),
+        labels=labels,
+        label_shape=label_shape(labels, journey.classes),
         shown=_flags(s in c.labels for c in candidates for s in skills).reshape(shape),
         quality=_column(c.quality for c in candidates),
         freshness_s=_column(c.freshness_s for c in candidates),

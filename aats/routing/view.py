@@ -7,6 +7,7 @@ arrays from a header and its topology.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from enum import IntEnum
 
@@ -19,7 +20,7 @@ from aats.routing.features import (
     Columns,
     encode_candidates,
     encode_packet,
-    label_shape,
+    evenness,
     relative_to_median,
 )
 from aats.routing.policy import BoolArray, FloatArray
@@ -71,6 +72,8 @@ class Stops:
     """[..., N, T]"""
     labels: Column
     """[..., N, T, C]; zeros where withheld and past a skill's number of classes."""
+    label_shape: Column
+    """[..., N, T, 3] of the histogram (`aats.routing.features.label_shape`)."""
     shown: BoolArray
     """[..., N, T] whether the histogram is shown."""
     quality: Column
@@ -91,12 +94,13 @@ class Stops:
 
     def rows(self, index: IntArray) -> Stops:
         """Return the candidates `index` [..., K]; -1 gives an empty row of kind NONE."""
-        at = np.maximum(index, 0)
-        found = {}
+        *lead, n = self.kind.shape
+        first = n * np.arange(math.prod(lead)).reshape(*lead, 1)
+        at, found = first + np.maximum(index, 0), {}
         for field in fields(self):
             values = getattr(self, field.name)
-            picked = at.reshape(at.shape + (1,) * (values.ndim - at.ndim))
-            found[field.name] = np.take_along_axis(values, picked, axis=at.ndim - 1)
+            flat = values.reshape(-1, *values.shape[len(lead) + 1 :])
+            found[field.name] = flat.take(at, axis=0)
         found["kind"] = np.where(index < 0, Kind.NONE, found["kind"])
         return Stops(**found)
 
@@ -356,9 +360,8 @@ def _describe(stops: Stops, journey: Journey) -> Columns:
 
 def _describe_labels(stops: Stops, journey: Journey) -> Columns:
     """Columns on label histograms, averaged over a candidate's skills that show one."""
-    classes = journey.classes[..., None, :]
-    entropy, hhi, weakest = label_shape(stops.labels, classes)
-    balance, _, _ = label_shape(stops.labels + journey.used[..., None, :, :], classes)
+    both = stops.labels + journey.used[..., None, :, :]
+    balance = evenness(both, journey.classes[..., None, :])
     shown = stops.shown.sum(axis=-1)
     held = np.maximum(1, (stops.samples > 0).sum(axis=-1))
 
@@ -370,9 +373,9 @@ def _describe_labels(stops: Stops, journey: Journey) -> Columns:
 
     return {
         "labels_known": shown / held,
-        "label_entropy": mean(entropy),
-        "label_hhi": mean(hhi),
-        "label_weakest": mean(weakest),
+        "label_entropy": mean(stops.label_shape[..., 0]),
+        "label_hhi": mean(stops.label_shape[..., 1]),
+        "label_weakest": mean(stops.label_shape[..., 2]),
         "label_balance": mean(balance),
     }
 

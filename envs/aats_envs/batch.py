@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from aats.learning.dynamics import Dynamics
+from aats.routing.features import label_shape
 from aats_envs.network import Bools, Floats, Ints, KnowledgeNetwork
 
 
@@ -57,6 +58,8 @@ class Networks:
         self.clean: Floats = np.zeros((b, n, t, c))
         self.wrong: Floats = np.zeros((b, n, t, c))
         self.shown: Floats = np.zeros((b, n, t, c))
+        self.label_shape: Floats = np.zeros((b, n, t, 3))
+        """[B, N, T, 3] of what is shown (`aats.routing.features.label_shape`)."""
         self.shown_samples: Floats = np.zeros((b, n, t))
         self.shows_labels: Bools = np.zeros((b, n, t), np.bool_)
         self.quality: Floats = np.ones((b, n))
@@ -127,6 +130,7 @@ class Networks:
             field = getattr(self, name)
             field[row] = 0
             field[row, :t] = getattr(network, name)
+        self.label_shape[row] = label_shape(self.shown[row], self.classes[row])
         for f in fields(Dynamics):
             values = getattr(self.dynamics, f.name)
             values[row] = 1.0

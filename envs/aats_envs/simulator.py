@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from aats.ids import NodeId
 from aats.learning.method import Guard
@@ -363,45 +365,55 @@ class Simulator:
         """
         net, here = self.net, self.at[rows]
         n, m = net.limits.nodes, net.limits.mpvus
-        every = np.broadcast_to(np.arange(n), (len(rows), n))
-        nodes = np.concatenate([every, net.mpvu_at[rows], net.home[rows, None]], axis=1)
-        at, row = np.maximum(nodes, 0), rows[:, None]
-        place = np.arange(n + m + 1)
-        is_data, is_home = place < n, place == n + m
+        others = np.concatenate([net.mpvu_at[rows], net.home[rows, None]], axis=1)
+        at = np.maximum(others, 0)
+        every = np.arange(n)
+
+        def stop(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            """Return [n, N + M + 1] of values [n, N] of nodes."""
+            return np.concatenate([values, np.take_along_axis(values, at, axis=1)], axis=1)
+
+        def data(values: npt.NDArray[Any], empty: float = 0) -> npt.NDArray[Any]:
+            """Return [n, N + M + 1, ...] of values [n, N, ...] that only data nodes have."""
+            found = np.full((len(rows), n + m + 1, *values.shape[2:]), empty, values.dtype)
+            found[:, :n] = values
+            return found
+
         clock, down = self.spent[rows, SECONDS, None], net.down[rows]
         away = (down[..., 0] <= clock) & (clock < down[..., 1]) & (every != here[:, None])
-        seconds = np.where(away, np.inf, net.transfer_s[rows, here])
-        seconds = np.take_along_axis(seconds, at, axis=1)
-        there = np.where(is_data, net.has_data[row, at], nodes >= 0) & np.isfinite(seconds)
-        kind = np.where(is_data, Kind.DATA, np.where(is_home, Kind.HOME, Kind.MPVU))
-        data, hop = is_data.astype(np.float64), self.hop[rows, None]
-        samples, speed = net.shown_samples[row, at], net.shown_per_s[row, at]
-        visited = self.visits[row, at] * data
-        memory = self.memory[row, at] * data[:, None]
+        seconds = stop(np.where(away, np.inf, net.transfer_s[rows, here]))
+        kind = np.full(seconds.shape, int(Kind.MPVU))
+        kind[:, :n] = np.where(net.has_data[rows], Kind.DATA, Kind.NONE)
+        kind[:, n:][others < 0] = Kind.NONE
+        kind[~np.isfinite(seconds)] = Kind.NONE
+        kind[:, n + m] = Kind.HOME
+        samples, speed, visits = net.shown_samples[rows], net.shown_per_s[rows], self.visits[rows]
+        memory, hop = self.memory[rows], self.hop[rows, None]
         memory[..., 4] = np.where(memory[..., 0] > 0, hop - memory[..., 4], 0.0)
-        answer = net.probe_s[row, here[:, None], at] + PROBE_SAMPLES / speed
+        since = np.where(visits > 0, hop - self.last_hop[rows], -1.0)
         return Stops(
-            kind=np.where(there | is_home, kind, Kind.NONE),
-            links=net.links[row, here[:, None], at],
+            kind=kind,
+            links=stop(net.links[rows, here]),
             transfer_s=seconds,
-            compute_s=samples.sum(axis=2) / speed * (1 + net.queue[row, at]) * data,
-            probe_s=np.where(is_data, answer, 0.0),
-            verify_s=net.verify_s[row, at],
-            samples=samples * data[:, None],
-            labels=net.shown[row, at] * data[:, None, None],
-            shown=net.shows_labels[row, at] & is_data[:, None] & (samples > 0),
-            quality=np.where(is_data, net.quality[row, at], 1.0),
-            freshness_s=net.freshness_s[row, at] * data,
-            age_s=np.full(nodes.shape, ADVERT_AGE_S),
-            visits=visited,
-            hops_since=np.where(visited > 0, hop - self.last_hop[row, at], -1.0),
-            last_gain=self.last_gain[row, at] * data,
-            hurt=self.hurt[row, at] & is_data,
-            is_last=(nodes == self.last[rows, None]) & is_data,
-            probe_allowed=net.probe_allowed[row, at] & is_data,
-            trust=(1 + visited - self.failed[row, at] * data) / (1 + visited),
-            probe=np.zeros((*nodes.shape, 5)),
-            past=memory,
+            compute_s=data(samples.sum(axis=2) / speed * (1 + net.queue[rows])),
+            probe_s=data(net.probe_s[rows, here] + PROBE_SAMPLES / speed),
+            verify_s=stop(net.verify_s[rows]),
+            samples=data(samples),
+            labels=data(net.shown[rows]),
+            label_shape=data(net.label_shape[rows]),
+            shown=data(net.shows_labels[rows] & (samples > 0)),
+            quality=data(net.quality[rows], 1.0),
+            freshness_s=data(net.freshness_s[rows]),
+            age_s=np.full(seconds.shape, ADVERT_AGE_S),
+            visits=data(visits),
+            hops_since=data(since, -1.0),
+            last_gain=data(self.last_gain[rows]),
+            hurt=data(self.hurt[rows]),
+            is_last=data(every == self.last[rows, None]),
+            probe_allowed=data(net.probe_allowed[rows]),
+            trust=data((1 + visits - self.failed[rows]) / (1 + visits), 1.0),
+            probe=np.zeros((*seconds.shape, 5)),
+            past=data(memory),
         )
 
     # --- measures ---
