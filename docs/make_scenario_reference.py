@@ -97,7 +97,7 @@ def _key_table(kind: type, skip: Iterable[str] = ()) -> str:
     rows = [
         (f"`{f.name}`", _type(hints[f.name]), _default(f), said.get(f.name, ""))
         for f in fields(kind)
-        if f.name not in skip
+        if f.init and f.name not in skip
     ]
     return _markdown(("key", "type", "default", "meaning"), rows)
 
@@ -110,10 +110,10 @@ def _markdown(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _field_docs(kind: type) -> dict[str, str]:
-    """Return the string that stands under each field of a class."""
+    """Return the string that stands under each field of a class, its parents' included."""
+    found = _field_docs(kind.__base__) if kind.__base__ not in (None, object) else {}
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     assert isinstance(body, ast.ClassDef)
-    found = {}
     for field, below in zip(body.body, body.body[1:], strict=False):
         if (
             isinstance(field, ast.AnnAssign)
