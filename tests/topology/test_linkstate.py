@@ -126,29 +126,42 @@ def test_change_is_everywhere_within_diameter_and_twice_per_link_at_most(seed: i
     network = Network(graph, refresh_s=1e6, max_age_s=1e7, summary_s=1e6)
     network.run(3.0)
     assert network.agree()
-    network.sent.clear()
-    network.nodes[NodeId("n07")].set_own(content(7), network.now)
-    network.flush()
-    network.run(network.now + nx.diameter(graph) * DELAY_S + 1e-9)
-    assert network.agree()
-    assert network.databases()[0][NodeId("n07")].data[0].samples == 7
-    network.run(network.now + 1.0)
-    carried = Counter(frozenset((a, b)) for a, b, m in network.sent if isinstance(m, Flood))
-    assert max(carried.values()) <= 2
-    assert len(network.sent) <= 2 * graph.number_of_edges()
+    for samples, name in enumerate(map(NodeId, ("n07", "n22", "n48"))):
+        network.sent.clear()
+        network.nodes[name].set_own(content(samples), network.now)
+        network.flush()
+        network.run(network.now + nx.diameter(graph) * DELAY_S + 1e-9)
+        assert network.agree()
+        assert network.databases()[0][name].data[0].samples == samples
+        network.run(network.now + 1.0)
+        carried = Counter(frozenset((a, b)) for a, b, m in network.sent if isinstance(m, Flood))
+        assert max(carried.values()) <= 2
+        assert len(network.sent) <= 2 * graph.number_of_edges()
 
 
-def test_vanished_node_is_gone_everywhere_after_max_age() -> None:
-    network = Network(random_graph(3, 12), refresh_s=3.0, max_age_s=10.0, summary_s=1.0)
+@pytest.mark.parametrize("seed", [3, *(pytest.param(s, marks=pytest.mark.slow) for s in (4, 5))])
+def test_of_vanished_nodes_nothing_stale_is_left_after_max_age(seed: int) -> None:
+    refresh_s, max_age_s = 30.0, 60.0
+    network = Network(random_graph(seed), refresh_s=refresh_s, max_age_s=max_age_s, summary_s=20.0)
     network.run(5.0)
     assert network.agree()
-    network.kill(NodeId("n03"))
-    network.run(network.now + 10.0 + 1e-6)
+    for name in ("n03", "n17", "n31"):
+        network.kill(NodeId(name))
+        network.run(network.now + 1.0)
+    assert len(network.databases()[0]) == 50, "they were gone before their time"
+    network.run(network.now + max_age_s)
     assert network.agree()
-    network.run(network.now + 30.0)
+    network.run(network.now + refresh_s)
     assert network.agree()
-    ages = [age for node in network.nodes.values() for _, age in node.adverts(network.now).values()]
-    assert max(ages) <= 3.0 + 12 * DELAY_S
+    numbers = {name: node.own_seq for name, node in network.nodes.items()}
+    told = [
+        (numbers[origin] - advert.seq, age)
+        for node in network.nodes.values()
+        for origin, (advert, age) in node.adverts(network.now).items()
+    ]
+    assert len(told) == 47**2
+    assert max(behind for behind, _ in told) == 0
+    assert max(age for _, age in told) <= refresh_s + 50 * DELAY_S
 
 
 @pytest.mark.parametrize("seed", range(4))
