@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from aats.ids import NodeId
-from aats.learning.dynamics import Dynamics, accuracy
-from aats.learning.surrogate import FITTED_EPOCHS
+from aats.learning.dynamics import Dynamics, accuracy, moved
+from aats.learning.fit import BOUNDS
 from aats.node.desk import CoreConfig
 from aats_envs.family import Family, Range, Shares
 from aats_envs.network import KnowledgeNetwork
@@ -31,8 +31,10 @@ SKILLS = "skill-a", "skill-b", "skill-c"
 SHARD_ALPHA = 10.0
 """Concentration of a class over its holders, where nodes hold but a few classes."""
 TINY = 1e-12
-MATURE = 0.7
-"""Mean knowledge at which a walk is reckoned up."""
+LEVELS = np.array([0.5, 0.9])
+"""Knowledge, of its ceiling, between which a visit's effect is taken as linear."""
+KEPT = 0.97
+"""A visit keeps no more of the knowledge before it than this, so that each walk has an end."""
 LEAST_RISE = 0.02
 """A target lies at least so much above chance."""
 PROBES = 8
@@ -41,7 +43,8 @@ SPARE = 2.0
 """How much more generous the budgets of time, bytes and energy are than that of hops."""
 OUTAGE = 0.5
 """Longest outage as a share of a journey."""
-CEILING, LINK_A, LINK_B, START = map(CONSTANTS.index, ("ceiling", "link_a", "link_b", "start"))
+LEAST, MOST = np.array([BOUNDS[name] for name in CONSTANTS]).T
+CEILING, START = map(CONSTANTS.index, ("ceiling", "start"))
 
 
 def draw(family: Family, pool: Pool, rng: np.random.Generator) -> KnowledgeNetwork:
@@ -121,6 +124,7 @@ def draw(family: Family, pool: Pool, rng: np.random.Generator) -> KnowledgeNetwo
         dynamics=tuple(Dynamics(*row) for row in constants.tolist()),
         layout=ground.layout,
         skills=SKILLS[:t],
+        fit_epochs=ground.fit_epochs,
     )
 
 
@@ -249,11 +253,12 @@ def _told(
 def _constants(family: Family, ground: Ground, rng: np.random.Generator) -> Floats:
     """Return the constants of learning [T, F]: of a ceiling, what it lacks is randomised."""
     fit = ground.constants
-    out = np.repeat(fit[None], ground.skills, axis=0)
+    out = fit.copy()
     if family.randomised:
         factor = np.exp(family.randomised * rng.standard_normal(out.shape))
         out *= factor
-        out[:, CEILING] = 1 - np.minimum((1 - fit[CEILING]) * factor[:, CEILING], 0.5)
+        out[:, CEILING] = 1 - (1 - fit[:, CEILING]) * factor[:, CEILING]
+        out = np.minimum(np.maximum(out, LEAST), MOST)
     out[:, START] = 1 / ground.classes
     return out
 
@@ -263,24 +268,23 @@ def _walk(
 ) -> _Walk:
     """Return what a walk over the good nodes, all as often, comes to, and how soon.
 
-    One visit is linear in the knowledge of a class, k' = a k + b, with the a and b of its rows
-    (`aats.learning.dynamics.moved`); those of the mean visit lead to b / (1 - a).
+    What the mean visit makes of two levels of knowledge tells how much of it a visit keeps, and
+    the level that it leaves as it is.
     """
-    law = {name: constants[:, i, None] for i, name in enumerate(CONSTANTS)}
-    good = rows.clean[roles.data[roles.bad :]] * (ground.task.epochs / FITTED_EPOCHS)
-    others = good.sum(2, keepdims=True) - good
-    top, mean = law["ceiling"], MATURE * law["ceiling"]
-    stay = np.exp(-good * ((1 + law["maturity"] * mean) / law["tau"]))
-    lost = stay * np.exp(-law["hold"] * mean) * (1 - np.exp(-others / law["forget"]))
-    kept = 1 - lost * np.exp(-good / law["retain"])
-    a = (stay * kept).mean(0)
-    b = top * ((1 - stay) * kept).mean(0)
-    known = np.minimum(b / np.maximum(1 - a, TINY), top)
-    found = accuracy(known, np.ones_like(known), Dynamics(
-        link_a=constants[:, LINK_A], link_b=constants[:, LINK_B]
-    ))  # fmt: skip
+    law = Dynamics(*constants.T)
+    clean = rows.clean[roles.data[roles.bad :]].swapaxes(0, 1)[:, None]  # [T, 1, G, C]
+    top = constants[:, CEILING, None]
+    shape = (ground.skills, 2, *clean.shape[2:])
+    good = np.broadcast_to(clean, shape)
+    known = np.broadcast_to(top[:, None, None] * LEVELS[:, None, None], shape)
+    after = moved(known, good, 0.0, 0.0, law, ground.task.epochs / ground.fit_epochs).mean(2)
+    low, high = after[:, 0], after[:, 1]
+    keeps = np.minimum(np.maximum((high - low) / (top * (LEVELS[1] - LEVELS[0])), 0.0), KEPT)
+    end = (low - keeps * top * LEVELS[0]) / (1 - keeps)
+    known = np.minimum(np.maximum(end, TINY), top)
+    found = accuracy(known, np.ones_like(known), law)
     chance = 1 / ground.classes
     share = _between(family.target, u)
     target = np.maximum(chance + share * (found - chance), chance + LEAST_RISE)
-    visits = math.log(1 - min(share, 0.99)) / math.log(min(max(float(a.mean()), 1e-3), 0.999))
+    visits = math.log(1 - min(share, 0.99)) / math.log(max(float(keeps.mean()), 0.1))
     return _Walk(np.floor(1000 * target) / 1000, visits)

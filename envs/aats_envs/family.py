@@ -26,8 +26,8 @@ MIN_NODES, MAX_NODES = 8, 256
 class Task:
     """What a packet is to learn."""
 
-    fit: str = "digits"
-    """The constants of learning, a fit of `aats.learning.calibrate`."""
+    fits: tuple[str, ...] = ("digits",)
+    """The constants of learning (`aats.learning.fit`): the packet's skills take them in turn."""
     classes: Counts = (10, 10)
     """Of each skill."""
     skills: Counts = (1, 1)
@@ -145,6 +145,8 @@ class Family:
         if self.mpvus[1] > low - 3:
             allowed = f"must leave two data nodes of {low}"
             raise ScenarioError("family.mpvus", self.mpvus, allowed)
+        if not all(task.fits for task in self.tasks):
+            raise ScenarioError("family.tasks", "", "each needs at least one fit")
         if not self.tasks or not (self.graphs or self.zoo):
             raise ScenarioError("family", "", "needs at least one task, and a graph or a zoo")
 

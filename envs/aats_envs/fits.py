@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from aats.errors import ScenarioError, nearest
+from aats.errors import ScenarioError
 from aats.learning.dynamics import Dynamics
+from aats.learning.fit import SHIPPED, Fit, load_fit
 
-FITS: dict[str, Dynamics] = {
-    "surrogate": Dynamics(),
-    "digits": Dynamics(),
-    "departments": Dynamics(),
-}
-"""By name."""
 FIT_OF_SOURCE = {
-    "classes": "surrogate",
+    "classes": "classic",
     "digits": "digits",
-    "breast-cancer": "departments",
-    "diabetes": "departments",
+    "breast-cancer": "departments-oncology",
+    "diabetes": "departments-diabetes",
 }
 """Data source -> the fit that was made on it."""
 
 
-def dynamics_of(fit: str, classes: int) -> Dynamics:
-    """Return the constants of a fit for a skill of so many classes.
-
-    Raises:
-        ScenarioError: If there is no such fit.
-    """
-    if fit not in FITS:
-        raise ScenarioError("fit", fit, f"known fits are {', '.join(FITS)}", nearest(fit, FITS))
-    return replace(FITS[fit], start=1 / classes)
+def fit(name: str) -> Fit:
+    """Return a fit by name, or that of a `.json` file."""
+    if not name.endswith(".json") and not (SHIPPED / f"{name}.json").is_file():
+        return Fit(name, "", Dynamics(), 2.0)
+    return load_fit(name)
 
 
-def fit_of(source: str) -> str:
-    """Return the fit made on a data source.
+def fit_of_source(source: str) -> str:
+    """Return the name of the fit made on a data source.
 
     Raises:
         ScenarioError: If there is none.

@@ -23,7 +23,7 @@ from aats.payload import MODEL, REFERENCE, Manifest
 from aats.roles.mpvu import TestSet
 from aats.roles.runner import TRAIN, VERIFY, TaskContext, run_task
 from aats.topology.network import Layout
-from aats_envs.fits import dynamics_of, fit_of
+from aats_envs.fits import fit, fit_of_source
 from aats_envs.network import KnowledgeNetwork
 from aats_envs.ways import Ways, Wires, ways
 
@@ -65,7 +65,7 @@ def from_scenario(
 
     Args:
         scenario: The scenario.
-        fits: By skill, the constants of learning: a fit of `aats.learning.calibrate`. Those of
+        fits: By skill, the constants of learning: a fit (`aats.learning.fit`). Those of
             the skill's data source where it is absent.
 
     Raises:
@@ -194,6 +194,8 @@ def _network(
     measuring = [c for c, is_unit in zip(task.contexts, is_mpvu, strict=True) if is_unit]
     method = method_of(config.method)[0]
     budget = config.budget
+    sources = {skill: config.source.name for skill, config in scenario.data.skills.items()}
+    learnt = [fit(fits.get(skill) or fit_of_source(sources[skill])) for skill in skills]
     return KnowledgeNetwork(
         name=f"{scenario.name}/{config.name}",
         position=np.array([site.position for site in scenario.network.sites]),
@@ -234,14 +236,12 @@ def _network(
         size_bytes=size,
         probe_bytes=probe,
         dynamics=tuple(
-            dynamics_of(
-                fits.get(skill) or fit_of(scenario.data.skills[skill].source.name),
-                _classes(plan, skill),
-            )
-            for skill in skills
+            replace(f.dynamics, start=1 / _classes(plan, skill))
+            for f, skill in zip(learnt, skills, strict=True)
         ),
         layout=Layout(scenario.network.sites, scenario.topology.edges),
         skills=skills,
+        fit_epochs=learnt[0].epochs,
     )  # fmt: skip
 
 

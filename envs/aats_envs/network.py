@@ -96,6 +96,8 @@ class KnowledgeNetwork:
     """The same nodes and links by name, with the links' figures: what a scenario is made of."""
     skills: tuple[str, ...] = ()
     """[T] their names."""
+    fit_epochs: float = 2.0
+    """Passes of the visits that `dynamics` tells of: those here count `epochs / fit_epochs`."""
 
     @property
     def num_nodes(self) -> int:

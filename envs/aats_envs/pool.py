@@ -17,12 +17,13 @@ import numpy.typing as npt
 from aats.errors import ScenarioError, nearest
 from aats.ids import NodeId
 from aats.learning.dynamics import Dynamics
+from aats.learning.fit import Fit
 from aats.packet import Plugin
 from aats.topology.generate import generate
 from aats.topology.graphml import load_graphml
 from aats.topology.network import Layout, LinkDefaults, Network, fill
 from aats_envs.family import Counts, Family, Range, Task
-from aats_envs.fits import dynamics_of
+from aats_envs.fits import fit
 from aats_envs.ways import Wires, ways
 
 Floats = npt.NDArray[np.float64]
@@ -67,7 +68,9 @@ class Ground:
     size_bytes: float
     probe_bytes: float
     constants: Floats
-    """[F] of the task's fit, in the order of `CONSTANTS`."""
+    """[T, F] of each skill's fit, in the order of `CONSTANTS`."""
+    fit_epochs: float
+    """Of the visits those tell of."""
 
 
 class Pool:
@@ -87,13 +90,10 @@ class Pool:
                 allowed = f"known graphs are {', '.join(GRAPHS)}"
                 raise ScenarioError("family.graphs", name, allowed, nearest(name, GRAPHS))
         zoo = read_zoo(family.zoo, family.nodes) if family.zoo else []
-        constants = {
-            task.fit: np.array([getattr(dynamics_of(task.fit, 2), name) for name in CONSTANTS])
-            for task in family.tasks
-        }
+        fits = {name: fit(name) for task in family.tasks for name in task.fits}
         rng = np.random.default_rng([family.seed, 0x9001])
         self.grounds = tuple(
-            _ground(family, zoo, constants, rng, f"{family.seed}/{i}") for i in range(size)
+            _ground(family, zoo, fits, rng, f"{family.seed}/{i}") for i in range(size)
         )
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ class Pool:
 def _ground(
     family: Family,
     zoo: list[tuple[str, Layout]],
-    constants: dict[str, Floats],
+    fits: dict[str, Fit],
     rng: np.random.Generator,
     seed: str,
 ) -> Ground:
@@ -115,6 +115,7 @@ def _ground(
     task = family.tasks[rng.integers(len(family.tasks))]
     skills, reference = (_count(rng, span) for span in (task.skills, task.reference))
     model_bytes, row_bytes = _drawn(rng, task.model_bytes), _drawn(rng, task.row_bytes)
+    learnt = [fits[task.fits[i % len(task.fits)]] for i in range(skills)]
     trusted = skills * reference * row_bytes
     size_bytes = float(round(model_bytes + trusted))
     probe_bytes = float(round(model_bytes * task.model_share + trusted))
@@ -138,7 +139,10 @@ def _ground(
         test=_count(rng, task.test),
         size_bytes=size_bytes,
         probe_bytes=probe_bytes,
-        constants=constants[task.fit],
+        constants=np.array(
+            [[getattr(f.dynamics, name) for name in CONSTANTS] for f in learnt], np.float64
+        ),
+        fit_epochs=learnt[0].epochs,
     )
 
 

@@ -16,8 +16,9 @@ ZOO = "topology-zoo"
 DIGITS = Task(supply=105)
 """Digits at an MLP of 32 hidden units; so many rows of a class are left to train on."""
 DEPARTMENTS = Task(
-    fit="departments", classes=(2, 2), skills=(2, 2), model_bytes=(17e3, 20e3), model_share=0.2,
-    row_bytes=(48, 128), reference=(60, 80), test=(40, 80), rows=(10, 40), supply=100, epochs=3.0,
+    fits=("departments-oncology", "departments-diabetes"), classes=(2, 2), skills=(2, 2),
+    model_bytes=(17e3, 20e3), model_share=0.2, row_bytes=(48, 128),
+    reference=(60, 80), test=(40, 80), rows=(10, 40), supply=100, epochs=3.0,
 )  # fmt: skip
 """Two departments of a hospital in one model that travels with its last four states."""
 ANY_DIGITS = replace(
@@ -28,6 +29,7 @@ ANY_DEPARTMENTS = replace(
     DEPARTMENTS, skills=(1, 3), model_bytes=(5e3, 5e5), row_bytes=(40, 400), reference=(40, 120),
     rows=(10, 60), supply=0,
 )  # fmt: skip
+REVERSED = replace(ANY_DEPARTMENTS, fits=ANY_DEPARTMENTS.fits[::-1])
 
 TRAIN = Family(
     graphs=("random-geometric", "barabasi-albert", "watts-strogatz", "ring", "tree", "grid"),
@@ -35,7 +37,7 @@ TRAIN = Family(
     mpvus=(1, 2),
     data_share=(0.7, 1.0),
     skill_share=(0.6, 1.0),
-    tasks=(ANY_DIGITS, ANY_DEPARTMENTS),
+    tasks=(ANY_DIGITS, ANY_DIGITS, ANY_DEPARTMENTS, REVERSED),
     alpha=(0.2, 5.0),
     shards=0.15,
     shard_classes=(1, 3),
@@ -60,7 +62,11 @@ TRAIN = Family(
 SMALL = Family(tasks=(DIGITS,))
 """Sixteen nodes, a quarter of them bad: where something new is tried out."""
 HELD_OUT = replace(
-    SMALL, nodes=(16, 32), tasks=(ANY_DIGITS, ANY_DEPARTMENTS), alpha=(0.3, 1.0), seed=1
+    SMALL,
+    nodes=(16, 32),
+    tasks=(ANY_DIGITS, ANY_DIGITS, ANY_DEPARTMENTS, REVERSED),
+    alpha=(0.3, 1.0),
+    seed=1,
 )
 """What the families below have in common besides what each is for."""
 

@@ -73,7 +73,8 @@ def _departments_weights(skills: int, width: int) -> int:
 
 DATA = {
     "digits": RealData(
-        ("digits",), ("digits",), (64,), 10, _mlp, _mlp_weights, {"batch_size": 32, "lr": 0.1}
+        ("digits",), ("digits",), (64,), 10, _mlp, _mlp_weights,
+        {"batch_size": 8, "lr": 0.1, "decay": 1.0},
     ),
     "departments": RealData(
         tuple(_FEATURES), ("breast-cancer", "diabetes"), tuple(_FEATURES.values()), 2,

@@ -34,7 +34,8 @@ def test_a_preset_comes_back_from_json(name: str) -> None:
     ("values", "said"),
     [
         ({"nodez": [8, 9]}, "did you mean 'nodes'"),
-        ({"tasks": [{"fitt": "digits"}]}, "did you mean 'fit'"),
+        ({"tasks": [{"fit": ["digits"]}]}, "did you mean 'fits'"),
+        ({"tasks": [{"fits": []}]}, "at least one fit"),
         ({"bad": [0.5, 1.5]}, r"family\.bad\[1\]"),
         ({"alpha": [2.0, 1.0]}, "low comes before high"),
         ({"nodes": [4, 9]}, "8-256"),

@@ -11,6 +11,7 @@ import pytest
 from aats.compose import build_world, compose
 from aats.config import Scenario, build, load_scenario
 from aats.errors import ScenarioError
+from aats.learning.calibrate import TASKS
 from aats.node.tasks import VerifyResult, VerifyTask, VisitResult, VisitTask
 from aats.roles.runner import run_task
 from aats.sim.node import FORWARD_SHARE, PROBE_SHARE, TRUST_SHARE
@@ -20,7 +21,7 @@ from aats_envs.from_scenario import RealTask, from_scenario, reseeded
 from aats_envs.network import KnowledgeNetwork
 from aats_envs.pool import Pool
 from aats_envs.presets import PRESETS
-from aats_envs.to_scenario import advertised, to_scenario
+from aats_envs.to_scenario import DATA, advertised, to_scenario
 
 HEALTHCARE = Path(__file__).parents[2] / "examples" / "healthcare" / "scenario.toml"
 CLEAR = replace(
@@ -181,6 +182,19 @@ def test_a_drawn_network_survives_being_a_scenario(family: Family, task: str) ->
     assert (back.test >= 0.3 * net.test).all()
 
 
+@pytest.mark.parametrize("task", DATA)
+def test_training_is_as_the_constants_were_fitted_on(task: str) -> None:
+    fitted, data = TASKS[task](), DATA[task]
+    family = PRESETS["digits" if task == "digits" else "healthcare"]
+    method = {"epochs": family.tasks[0].epochs, **data.method}
+    assert method == {**fitted.method.params}
+    assert data.skills == tuple(fitted.skills)
+    assert data.sources == tuple(plan.source.name for plan in fitted.skills.values())
+    model = data.model(len(data.skills), 16)
+    assert model.pop("name") == fitted.architecture.name
+    assert model.keys() == fitted.architecture.config.keys()
+
+
 def test_a_network_of_other_classes_is_refused() -> None:
     with pytest.raises(ScenarioError, match="up to 2 skills of 2 classes"):
         to_scenario(drawn(CLEAR), "departments")
@@ -243,11 +257,19 @@ def spans(net: KnowledgeNetwork, lines: list[str]) -> dict[str, list[tuple[float
     return found
 
 
-@pytest.mark.parametrize("task", ["digits", "departments"])
-def test_moves_visits_and_probes_take_what_the_simulated_world_says(task: str) -> None:
-    family = replace(PRESETS["healthcare"], queue=0.0) if task == "departments" else CLEAR
+@pytest.mark.parametrize(
+    ("task", "seeds"),
+    [
+        ("digits", 1),
+        pytest.param("digits", 4, marks=pytest.mark.slow),
+        pytest.param("departments", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_moves_visits_and_probes_take_what_the_simulated_world_says(task: str, seeds: int) -> None:
+    roomy = replace(PRESETS["healthcare"], queue=0.0, nodes=(24, 28), budget=(4.0, 4.0))
+    family = roomy if task == "departments" else CLEAR
     found: dict[str, list[tuple[float, float]]] = {}
-    for seed in range(2):
+    for seed in range(seeds):
         net = drawn(replace(family, seed=seed), seed)
         scenario = to_scenario(net, task, seed=seed)
         world = build_world(scenario, advertised(net, compose(scenario)))
