@@ -268,8 +268,8 @@ def _walk(
 ) -> _Walk:
     """Return what a walk over the good nodes, all as often, comes to, and how soon.
 
-    What the mean visit makes of two levels of knowledge tells how much of it a visit keeps, and
-    the level that it leaves as it is.
+    A visit's effect, linear between two levels of knowledge, tells the level that the mean visit
+    leaves as it is. A walk ends well at the node that is best from there.
     """
     law = Dynamics(*constants.T)
     clean = rows.clean[roles.data[roles.bad :]].swapaxes(0, 1)[:, None]  # [T, 1, G, C]
@@ -277,12 +277,15 @@ def _walk(
     shape = (ground.skills, 2, *clean.shape[2:])
     good = np.broadcast_to(clean, shape)
     known = np.broadcast_to(top[:, None, None] * LEVELS[:, None, None], shape)
-    after = moved(known, good, 0.0, 0.0, law, ground.task.epochs / ground.fit_epochs).mean(2)
-    low, high = after[:, 0], after[:, 1]
-    keeps = np.minimum(np.maximum((high - low) / (top * (LEVELS[1] - LEVELS[0])), 0.0), KEPT)
-    end = (low - keeps * top * LEVELS[0]) / (1 - keeps)
-    known = np.minimum(np.maximum(end, TINY), top)
-    found = accuracy(known, np.ones_like(known), law)
+    after = moved(known, good, 0.0, 0.0, law, ground.task.epochs / ground.fit_epochs)
+    low, slope = after[:, 0], (after[:, 1] - after[:, 0]) / (top * np.diff(LEVELS))[:, None]
+    keeps = np.minimum(np.maximum(slope.mean(1), 0.0), KEPT)
+    end = (low.mean(1) - keeps * top * LEVELS[0]) / (1 - keeps)
+    end = np.minimum(np.maximum(end, TINY), top)
+    last = low + slope * (end - top * LEVELS[0])[:, None]
+    last = np.minimum(np.maximum(last, TINY), top[:, None])
+    found = accuracy(last, np.ones_like(last), law)  # [T, G]
+    found = found[:, found.sum(0).argmax()]
     chance = 1 / ground.classes
     share = _between(family.target, u)
     target = np.maximum(chance + share * (found - chance), chance + LEAST_RISE)
