@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -79,6 +80,21 @@ class Networks:
         self.size_bytes: Floats = np.zeros(b)
         self.probe_bytes: Floats = np.zeros(b)
         self.dynamics = Dynamics(**{f.name: np.ones((b, t)) for f in fields(Dynamics)})
+
+    def alike(self, size: int) -> Networks:
+        """Return `size` rows that are all the first of these, in the same memory: to be read."""
+        other = copy(self)
+        other.size, other.names = size, self.names[:1] * size
+        for name, values in vars(self).items():
+            if isinstance(values, np.ndarray):
+                setattr(other, name, np.broadcast_to(values[:1], (size, *values.shape[1:])))
+        laws = {
+            f.name: np.broadcast_to(law[:1], (size, *law.shape[1:]))
+            for f in fields(Dynamics)
+            if isinstance(law := getattr(self.dynamics, f.name), np.ndarray)
+        }
+        other.dynamics = Dynamics(**laws)
+        return other
 
     def put(self, row: int, network: KnowledgeNetwork) -> None:
         """Replace a row.

@@ -60,10 +60,11 @@ class At:
     Args:
         keys: [n] of the rows' episodes.
         steps: [n] of the rows.
+        hops: [n] links travelled.
     """
 
-    def __init__(self, keys: Keys, steps: Ints) -> None:
-        self.keys, self.steps = keys, steps
+    def __init__(self, keys: Keys, steps: Ints, hops: Floats) -> None:
+        self.keys, self.steps, self.hops = keys, steps, hops
 
     def normals(self, stream: Stream, count: int, *, episode: bool = False) -> Floats:
         """Return [n, count] standard normal numbers, the same at each step of an episode if so."""

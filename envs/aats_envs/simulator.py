@@ -9,6 +9,7 @@ row by row.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,12 @@ ADVERT_AGE_S = 15.0
 """Age of adverts: half of the time in which they are renewed."""
 PROBE_AT = [FEATURES.index(name) for name in PROBE_COLUMNS]
 HOPS, SECONDS, BYTES, JOULES = range(4)
+COUNTED = (
+    "steps", "spent", "hop", "trusted", "estimated", "met", "bias", "used", "since", "judged",
+    "visits", "failed", "last_hop", "last_gain", "hurt", "memory", "probe_bytes", "paid",
+)  # fmt: skip
+"""Fields of a row's state that begin at 0."""
+STATE = (*COUNTED, "keys", "at", "models", "belief", "last", "unit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,16 @@ class Outcome:
     """Home, with every target verified."""
 
 
+def _unseen(size: int, k: int) -> Seen:
+    return Seen(
+        np.zeros((size, k, len(FEATURES)), np.float32),
+        np.zeros((size, len(GLOBALS)), np.float32),
+        np.zeros((size, k), np.bool_),
+        np.zeros(size, np.int64),
+        np.full((size, k), -1, np.int64),
+    )
+
+
 class Simulator:
     """B rows. `reset` some, `look` around, then `step` and `look`, as long as it lasts.
 
@@ -102,6 +119,7 @@ class Simulator:
         limits = source.limits
         n, t, c = limits.nodes, limits.skills, limits.classes
         self.net = Networks(size, limits)
+        self.make_learner = learner
         self.learner = learner(self.net)
         b = self._all = np.arange(size)
         self.keys: Keys = np.zeros(size, np.uint64)
@@ -133,16 +151,12 @@ class Simulator:
         self.probe_bytes: Floats = np.zeros(size)
         self.unit: Floats = np.ones((size, 4))
         """[B, 4] what a usual stop of the network costs."""
-        self._paid: Floats = np.zeros((size, 4))
+        self.paid: Floats = np.zeros((size, 4))
         """[B, 4] what rewards have counted."""
-        self.seen = Seen(
-            np.zeros((size, k, len(FEATURES)), np.float32),
-            np.zeros((size, len(GLOBALS)), np.float32),
-            np.zeros((size, k), np.bool_),
-            np.zeros(size, np.int64),
-            np.full((size, k), -1, np.int64),
-        )
+        self.seen = _unseen(size, k)
         """What the packets see since they last looked."""
+        self.probed: Floats = np.zeros((size, k, 5))
+        """[B, K, 5] what their probes found then: 1, gain, alignment, loss, gradient norm."""
         self.trail: list[list[int]] = [[] for _ in range(size)]
         """Per row the nodes where the packet stopped, for drawing."""
 
@@ -159,12 +173,8 @@ class Simulator:
         self.models[at] = self.learner.fresh(at)
         self.belief[at] = np.nan
         self.last[at] = -1
-        for field in (
-            self.steps, self.spent, self.hop, self.trusted, self.estimated, self.met, self.bias,
-            self.used, self.since, self.judged, self.visits, self.failed, self.last_hop,
-            self.last_gain, self.hurt, self.memory, self.probe_bytes, self._paid,
-        ):  # fmt: skip
-            field[at] = 0
+        for name in COUNTED:
+            getattr(self, name)[at] = 0
         self.trusted[at] = self.learner.judged(at, self.models[at], self._at(at))
         self.unit[at] = self._usual(at)
 
@@ -187,8 +197,8 @@ class Simulator:
         success = home & (self.met | (self.net.classes == 0)).all(axis=1)
         truncated = (self.steps >= self.max_steps) & ~home
         reward = self.reward
-        cost = (self.spent - self._paid) / self.unit
-        self._paid[:] = self.spent
+        cost = (self.spent - self.paid) / self.unit
+        self.paid[:] = self.spent
         cost = reward.seconds * cost[:, SECONDS] + (
             reward.bytes * cost[:, BYTES] + reward.joules * cost[:, JOULES]
         )
@@ -197,6 +207,23 @@ class Simulator:
         value += np.where(success, reward.success + reward.progress, 0.0)
         value -= np.where(home & ~success, reward.failure, 0.0)
         return Outcome(reward.scale * value, home, truncated, success)
+
+    def gather(self, parts: Sequence[tuple[Simulator, Ints]]) -> Simulator:
+        """Return a simulator whose rows go on as the given rows of others, one after the other.
+
+        For searches: all rows must be of one and the same network, which is not copied.
+        """
+        other = copy(self)
+        other.size = sum(len(rows) for _, rows in parts)
+        other._all = np.arange(other.size)
+        other.net = self.net.alike(other.size)
+        other.learner = self.make_learner(other.net)
+        for name in STATE:
+            values = [getattr(part, name)[rows] for part, rows in parts]
+            setattr(other, name, np.concatenate(values))
+        other.seen, other.probed = _unseen(other.size, self.k), np.zeros((other.size, self.k, 5))
+        other.trail = [[] for _ in range(other.size)]
+        return other
 
     # --- where it goes ---
 
@@ -289,17 +316,29 @@ class Simulator:
 
     # --- what it sees ---
 
-    def look(self, rows: Ints | None = None) -> None:
+    def look(
+        self, rows: Ints | None = None, ask: Callable[[Ints, Seen], Bools] | None = None
+    ) -> None:
         """Look around in these rows (all if None), and probe whom the rule finds worth it.
 
         What probes cost counts in the reward of the step that follows.
+
+        Args:
+            rows: Which.
+            ask: The rule: of rows and what they see, [n, K] whom to probe; by default that of
+                `aats.routing.probing`.
         """
         rows = self._all if rows is None else rows
         seen = look(self.stops(rows), self.journey(rows), self.k)
-        asked = worth(seen.features, seen.globals, seen.mask, self.probes)
+        if ask is None:
+            asked = worth(seen.features, seen.globals, seen.mask, self.probes)
+        else:
+            asked = ask(rows, seen)
         asking, places = np.nonzero(asked)
+        self.probed[rows] = 0
         if len(asking):
             scores = self._probe(rows[asking], seen.rows[asking, places])
+            self.probed[rows[asking], places] = scores
             seen.features[asking[:, None], places[:, None], PROBE_AT] = encode_probes(scores)
         for name in ("features", "globals", "mask", "stage", "rows"):
             getattr(self.seen, name)[rows] = getattr(seen, name)
@@ -419,7 +458,7 @@ class Simulator:
     # --- measures ---
 
     def _at(self, rows: Ints) -> At:
-        return At(self.keys[rows], self.steps[rows])
+        return At(self.keys[rows], self.steps[rows], self.hop[rows])
 
     def _skill(self, rows: Ints, values: Floats) -> Floats:
         """Return [n] the mean share of the targets reached, as visits judge it."""
