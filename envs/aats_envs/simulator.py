@@ -175,7 +175,7 @@ class Simulator:
         self.last[at] = -1
         for name in COUNTED:
             getattr(self, name)[at] = 0
-        self.trusted[at] = self.learner.judged(at, self.models[at], self._at(at))
+        self.trusted[at] = self.learner.judged(at, self.models[at], self.when(at))
         self.unit[at] = self._usual(at)
 
     def step(self, actions: Ints) -> Outcome:
@@ -189,7 +189,7 @@ class Simulator:
         self.steps += 1
         stop = self.seen.rows[self._all, actions]
         legal = self.seen.mask[self._all, actions]
-        kind, node = self._stop(np.where(legal, stop, self._home_stop))
+        kind, node = self.stop_of(np.where(legal, stop, self._home_stop))
         there = self._move(node)
         self._visit(np.flatnonzero(there & (kind == Kind.DATA)))
         self._verify(np.flatnonzero(there & (kind == Kind.MPVU)))
@@ -231,7 +231,7 @@ class Simulator:
     def _home_stop(self) -> int:
         return self.net.limits.nodes + self.net.limits.mpvus
 
-    def _stop(self, stop: Ints) -> tuple[Ints, Ints]:
+    def stop_of(self, stop: Ints) -> tuple[Ints, Ints]:
         """Return kind and node [B] of stops [B]."""
         n = self.net.limits.nodes
         kind = np.where(stop < n, Kind.DATA, np.where(stop < self._home_stop, Kind.MPVU, Kind.HOME))
@@ -272,7 +272,7 @@ class Simulator:
         self.spent[rows, SECONDS] += seconds
         self.spent[rows, JOULES] += work * net.joules_per_sample[rows, node]
 
-        at, before = self._at(rows), self.trusted[rows]
+        at, before = self.when(rows), self.trusted[rows]
         models = self.learner.visit(rows, node, self.visits[rows, node], self.models[rows], at)
         after = self.learner.judged(rows, models, at)
         gain = self._skill(rows, after) - self._skill(rows, before)
@@ -306,7 +306,7 @@ class Simulator:
         net = self.net
         work = FORWARD_SHARE * net.test[rows].sum(axis=1)
         self.spent[rows, SECONDS] += OVERHEAD_S + work / net.samples_per_s[rows, self.at[rows]]
-        verdict = self.learner.verdict(rows, self.models[rows], self._at(rows))
+        verdict = self.learner.verdict(rows, self.models[rows], self.when(rows))
         self.bias[rows] = self.trusted[rows] - verdict
         self.belief[rows] = verdict
         self.estimated[rows] = True
@@ -351,7 +351,7 @@ class Simulator:
         work = PROBE_SHARE * PROBE_ROWS + TRUST_SHARE * trusted
         seconds = OVERHEAD_S + work / net.samples_per_s[rows, nodes]
         seconds = seconds + np.where(own, 0.0, net.probe_s[rows, here, nodes])
-        found = self.learner.probe(rows, nodes, self.models[rows], self._at(rows))
+        found = self.learner.probe(rows, nodes, self.models[rows], self.when(rows))
         scores = np.stack([np.ones(len(rows)), *found], axis=1)
         scores[:, 1] = np.clip(scores[:, 1], -5, 5)
 
@@ -457,7 +457,8 @@ class Simulator:
 
     # --- measures ---
 
-    def _at(self, rows: Ints) -> At:
+    def when(self, rows: Ints) -> At:
+        """Return where in their episodes these rows are."""
         return At(self.keys[rows], self.steps[rows], self.hop[rows])
 
     def _skill(self, rows: Ints, values: Floats) -> Floats:
