@@ -50,7 +50,15 @@ from aats.packet import UNLIMITED, Architecture, Header, Mandate, Owner, PacketK
 from aats.payload import ITEM_SIZE, MODEL, Manifest, Payload, TensorSpec, digest, layout
 from aats.spool import CHUNK_BYTES
 from aats.store import NodeStore
-from aats.transport.base import BulkEvent, Incoming, Kind, LinkChanged, TicketReady
+from aats.transport.base import (
+    BulkEvent,
+    Incoming,
+    Kind,
+    LinkChanged,
+    TicketReady,
+    joined,
+    parted,
+)  # fmt: skip
 from aats.transport.bulk import BulkLane
 from aats.transport.hub import Hub
 from aats.transport.keys import CurveKeys, Directory, Endpoint
@@ -164,6 +172,7 @@ class End:
         self.custody = asyncio.Event()
         self.sending: tuple[CustodyKey, Manifest] | None = None
         self.offers: dict[CustodyKey, Header] = {}
+        self.accepts: dict[CustodyKey, bytes] = {}
         self.held: CustodyKey | None = None
 
     async def start(self) -> Endpoint:
@@ -195,7 +204,8 @@ class End:
 
     def _take_bulk(self, event: BulkEvent) -> None:
         if isinstance(event, TicketReady):
-            self.control.send(event.to, event.data, Kind.TICKET)
+            accept = self.accepts.pop(event.key)
+            self.control.send(event.to, joined(event.data, accept), Kind.BOTH)
         elif isinstance(event, PacketReceived):
             self._received(event)
         else:
@@ -213,8 +223,10 @@ class End:
             match event:
                 case LinkChanged(up=True):
                     self.up.set()
-                case Incoming(sender, Kind.TICKET, data):
-                    self.bulk.take_ticket(sender, data)
+                case Incoming(sender, Kind.BOTH, data):
+                    ticket, message = parted(data)
+                    self.bulk.take_ticket(sender, ticket)
+                    self._take_message(sender, message)
                 case Incoming(sender, _, data):
                     self._take_message(sender, data)
                 case _:
@@ -228,7 +240,7 @@ class End:
                 self.offers[key] = header
                 self.bulk.expect(sender, key, header.manifest, len(data))
                 known = self.store.known_digests(header.manifest)
-                self.control.send(sender, wire.encode_message(Accept(key, known)))
+                self.accepts[key] = wire.encode_message(Accept(key, known))
             case Accept(key):
                 assert self.sending is not None
                 self.bulk.send(sender, key, *self.sending)

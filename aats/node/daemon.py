@@ -27,7 +27,7 @@ from aats.errors import LocalError, SignatureError, WireError
 from aats.identity import Identity
 from aats.ids import CustodyKey, NodeId
 from aats.installed import load_agent, load_policy
-from aats.messages import Message, Offer
+from aats.messages import Accept, Message, Offer
 from aats.node import inbox
 from aats.node.commands import (
     CancelTask,
@@ -83,6 +83,8 @@ from aats.transport.base import (
     Notice,
     ReceptionFailed,
     TicketReady,
+    joined,
+    parted,
 )  # fmt: skip
 from aats.transport.hub import Hub
 from aats.wire import can_be_offered, check_mandate, decode_message, encode_message, encode_task
@@ -143,6 +145,8 @@ class Daemon:
         self._main: asyncio.Task[None] | None = None
         self._running: dict[int, asyncio.Task[None]] = {}
         self._offers: dict[CustodyKey, int] = {}
+        self._accepts: dict[tuple[NodeId, CustodyKey], bytes] = {}
+        """Encoded; each waits for its ticket."""
         self._fault = FaultSwitch(spec.directory, spec.deaths)
 
     # --- for the application ------------------------------------------------------------------
@@ -314,6 +318,11 @@ class Daemon:
             match event:
                 case Incoming(kind=Kind.TICKET, sender=sender, data=data):
                     self._lanes.take_ticket(sender, data)
+                case Incoming(kind=Kind.BOTH, sender=sender, data=data):
+                    ticket, message = parted(data)
+                    self._lanes.take_ticket(sender, ticket)
+                    await self._room.acquire()
+                    self._message(sender, message)
                 case Incoming(sender=sender, data=data):
                     await self._room.acquire()
                     self._message(sender, data)
@@ -338,11 +347,16 @@ class Daemon:
     def _bulk_event(self, event: BulkEvent) -> None:
         match event:
             case TicketReady(to=to, key=key, data=data):
-                self._lanes.send(to, data, Kind.TICKET)
+                accept = self._accepts.pop((to, key), None)
+                if accept is None:
+                    self._lanes.send(to, data, Kind.TICKET)
+                else:
+                    self._lanes.send(to, joined(data, accept), Kind.BOTH)
                 self._fault.reach(Moment.RECEIVING, key.hop)
             case PacketReceived() | TransferFailed():
                 self._put(event)
             case ReceptionFailed(sender=sender, key=key, reason=reason):
+                self._accepts.pop((sender, key), None)
                 self._journal.log.warning(
                     "reception.failed", sender=sender, key=str(key), reason=reason
                 )
@@ -411,9 +425,14 @@ class Daemon:
     def _send(self, to: NodeId, message: Message) -> None:
         """Put a message on the control lane; one that no receiver would take is lost."""
         try:
-            self._lanes.send(to, encode_message(message))
+            data = encode_message(message)
         except WireError as e:
             self._journal.trace("message.unsendable", {"to": to, "reason": str(e)})
+            return
+        if isinstance(message, Accept):
+            self._accepts[to, message.key] = data  # the core has just said to expect the packet
+        else:
+            self._lanes.send(to, data)
 
     async def _save(self, command: SaveCustody) -> None:
         row = command.row

@@ -4,11 +4,12 @@
 over TCP; a third party may plug in its own (entry-point group `aats.transports`).
 
 How a packet's tensors travel: the receiver's `expect` opens (or resumes) its part file, finds
-out what is missing and raises a `TicketReady`. The daemon puts the ticket on the control lane
-(kind `Kind.TICKET`), where it is encrypted; the sender's daemon hands it to `take_ticket`. The
-ticket carries the transfer's random token and key and the ranges to send, so the receiver's
-disk decides what travels, not the `known` of an `Accept`, which may be out of date. Ticket and
-`send` may come in either order. The core's messages never contain keys.
+out what is missing and raises a `TicketReady`. The daemon puts the ticket on the control lane,
+where it is encrypted, together with the accept that waits for it (kind `Kind.BOTH`) or by
+itself (`Kind.TICKET`); the sender's daemon hands it to `take_ticket`. The ticket carries the
+transfer's random token and key and the ranges to send, so the receiver's disk decides what
+travels, not the `known` of an `Accept`, which may be out of date. Ticket and `send` may come in
+either order. The core's messages never contain keys.
 """
 
 from __future__ import annotations
@@ -30,6 +31,19 @@ class Kind(IntEnum):
     """A core message, as `wire.encode_message` makes it."""
     TICKET = 2
     """A bulk ticket, opaque to the daemon."""
+    BOTH = 3
+    """A bulk ticket and the message that it goes with, as `joined` has them."""
+
+
+def joined(ticket: bytes, message: bytes) -> bytes:
+    """Return a frame of kind `Kind.BOTH`: two frames would cost another wake-up at each end."""
+    return len(ticket).to_bytes(4, "little") + ticket + message
+
+
+def parted(data: bytes) -> tuple[bytes, bytes]:
+    """Return ticket and message of a `joined` frame. What a stranger made up parts somehow."""
+    end = 4 + int.from_bytes(data[:4], "little")
+    return data[4:end], data[end:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +100,7 @@ class ControlTransport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TicketReady:
-    """Put `data` on the control lane to `to` as `Kind.TICKET`."""
+    """Put `data` on the control lane to `to`, by itself or with the accept."""
 
     to: NodeId
     key: CustodyKey

@@ -46,6 +46,7 @@ _LINK_EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
+_KINDS = frozenset(Kind)
 _DOOR_EVENTS = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
 Socket = zmq.Socket[bytes]
@@ -278,7 +279,7 @@ class ControlLane:
         if sender is None:
             return
         data = frames[-1].bytes
-        if len(frames) != 2 or not data or data[0] not in (Kind.MESSAGE, Kind.TICKET):
+        if len(frames) != 2 or not data or data[0] not in _KINDS:
             self._notice("control.malformed", sender, peer=sender, frames=len(frames))
             return
         self._emit(Incoming(sender, Kind(data[0]), data[1:]))

@@ -36,7 +36,7 @@ from aats.packet import Architecture, Cost, Header, Plugin, Target
 from aats.payload import MODEL, Payload, pack
 from aats.roles.data import NodeData, SkillData
 from aats.roles.owner import make_packet
-from aats.transport.base import Kind
+from aats.transport.base import Kind, joined
 from aats.transport.hub import Hub
 from aats.transport.keys import CurveKeys, Directory
 from aats.wire import encode_message, sign_header, sign_mandate
@@ -239,6 +239,7 @@ def _hostile_frames(pair: Pair) -> list[bytes]:
         bytes((Kind.MESSAGE, alive[1], 250)) + alive[3:],  # a type that is none
         bytes((Kind.MESSAGE,)) + b"\1\x0d" + b"\xdf\xff\xff\xff\xff",  # a map of 2^32 entries
         bytes((Kind.TICKET,)) + b"junk" * 9, bytes(flipped), *offers,
+        bytes((Kind.BOTH,)) + b"\xff" * 40, bytes((Kind.BOTH,)) + joined(b"junk", alive[:-3]),
         bytes((Kind.MESSAGE,)) + bytes(3 << 20),  # larger than any message
     ]  # fmt: skip
 
@@ -259,7 +260,7 @@ async def test_hostile_frames_harm_neither_the_node_nor_a_packet(pair: Pair) -> 
             back = await home(daemons[A])
     assert back.header.requirement_met
     told = events(victim)
-    assert told.count("message.rejected") >= 6
+    assert told.count("message.rejected") >= 8
     assert told.count("offer.refused") >= 2
     assert "node.fault" not in told
     assert told.count("node.up") == 1

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from aats.errors import WireError
 from aats.ids import CustodyKey, new_packet_id
+from aats.transport.base import joined, parted
 from aats.transport.shape import LinkShape, Pacer
 from aats.transport.ticket import FrameKind, Head, Ticket, nonce, pack_head, unpack_head
 
@@ -39,6 +40,17 @@ def test_junk_is_no_ticket(junk: bytes, place: int, byte: int) -> None:
             Ticket.decode(data).check(1000)
         except WireError:
             continue
+
+
+@given(st.binary(max_size=300), st.binary(max_size=300))
+def test_ticket_and_message_part_as_they_were_joined(ticket: bytes, message: bytes) -> None:
+    assert parted(joined(ticket, message)) == (ticket, message)
+
+
+@given(st.binary(max_size=40))
+def test_junk_parts_into_what_is_there(junk: bytes) -> None:
+    ticket, message = parted(junk)
+    assert junk[4:] == ticket + message
 
 
 def test_a_ticket_does_not_show_its_key() -> None:
