@@ -288,19 +288,23 @@ def _fit_probe(hops: Hops, law: Dynamics) -> Dynamics:
         tried[trial] = _linear(gain, columns, "probe_gain", "probe_toll")
     trial = min(tried, key=lambda trial: tried[trial][1])
     base = part().loss
+    bad = part(surprise=1.0).loss - base
+    surprise, _ = _linear(loss - base, [bad], "surprise")
+    off = loss - base - surprise["surprise"] * bad
+    spread, _ = _linear(off**2, [ones, bad], "loss_noise", "surprise_noise")
     fits = {
         "probe_gain_noise": tried[trial],
         "alignment_noise": _linear(
             alignment, [ones, part(pull=1.0).alignment, part(lean=1.0).alignment],
             "alignment", "pull", "lean",
         ),
-        "loss_noise": _linear(loss - base, [part(surprise=1.0).loss - base], "surprise"),
         "norm_noise": _linear(
             norm, [part(norm=1.0).gradient_norm, part(norm_wrong=1.0).gradient_norm],
             "norm", "norm_wrong",
         ),
     }  # fmt: skip
-    law = replace(law, trial=trial)
+    law = replace(law, trial=round(trial, 5), **surprise)
+    law = replace(law, **{name: _kept(name, variance**0.5) for name, variance in spread.items()})
     for noise, (constants, left) in fits.items():
         law = replace(law, **constants, **{noise: _kept(noise, left)})
     return law

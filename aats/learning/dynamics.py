@@ -87,7 +87,9 @@ class Dynamics:
     alignment_noise: Value = 0.0
     """Of its alignment."""
     loss_noise: Value = 0.0
-    """Of its loss, in nats."""
+    """Of its loss, in nats, where all labels are right."""
+    surprise_noise: Value = 0.0
+    """Of its loss besides, in nats, where all are wrong; variances add up by their share."""
     norm_noise: Value = 0.0
     """Of its gradient norm."""
 
@@ -252,13 +254,23 @@ def probed(
     )
 
 
-def scattered(scores: Scores, draws: Floats, dynamics: Dynamics) -> Scores:
-    """Return scores as single probes find them, from standard normal draws [..., 4]."""
+def scattered(
+    scores: Scores, draws: Floats, dynamics: Dynamics, wrong: npt.ArrayLike = 0.0
+) -> Scores:
+    """Return scores as single probes find them.
+
+    Args:
+        scores: Those expected, each [...].
+        draws: [..., 4], standard normal.
+        dynamics: The constants.
+        wrong: [...], share of the node's labels that are wrong.
+    """
     law = _Aligned(dynamics, scores.gain.ndim)
+    loss_noise = np.sqrt(law.loss_noise**2 + law.surprise_noise**2 * np.asarray(wrong))
     return Scores(
         scores.gain + law.probe_gain_noise * draws[..., 0],
         np.clip(scores.alignment + law.alignment_noise * draws[..., 1], -1.0, 1.0),
-        np.maximum(scores.loss + law.loss_noise * draws[..., 2], 0.0),
+        np.maximum(scores.loss + loss_noise * draws[..., 2], 0.0),
         np.maximum(scores.gradient_norm + law.norm_noise * draws[..., 3], 0.0),
     )
 
@@ -273,9 +285,8 @@ def suspected(
 ) -> Floats:
     """Return the share of wrong labels [...] that a probe speaks for: a posterior mean.
 
-    Compares the gain, the alignment and the loss with those expected for shares of 0 to 0.9,
-    each class alike. A fit without noise tells nothing about how far to trust a probe and is
-    taken as one of 0.1.
+    Compares the scores with those expected for shares of 0 to 0.9, each class alike. Constants
+    without noise do not say how far to trust a probe; theirs is taken to be 0.1.
 
     Args:
         known: [..., C].
@@ -291,13 +302,12 @@ def suspected(
         known[..., None, :], rows * (1 - share), rows * share, weights[..., None, :], dynamics
     )
     law = _Aligned(dynamics, expected.gain.ndim)
+    loss_noise = np.sqrt(law.loss_noise**2 + law.surprise_noise**2 * SUSPICIONS)
+    noises = law.probe_gain_noise, law.alignment_noise, loss_noise, law.norm_noise
     doubt = np.zeros(())
-    for found, mean, noise in (
-        (scores.gain, expected.gain, law.probe_gain_noise),
-        (scores.alignment, expected.alignment, law.alignment_noise),
-        (scores.loss, expected.loss, law.loss_noise),
-    ):
-        doubt = doubt + ((found[..., None] - mean) / np.where(noise > 0, noise, 0.1)) ** 2 / 2
+    for found, mean, noise in zip(scores, expected, noises, strict=True):
+        sd = np.where(np.asarray(noise) > 0, noise, 0.1)
+        doubt = doubt + ((found[..., None] - mean) / sd) ** 2 / 2 + np.log(sd)
     odds = np.exp(doubt.min(-1, keepdims=True) - doubt)
     odds *= np.where(SUSPICIONS > 0, prior / (len(SUSPICIONS) - 1), 1 - prior)
     out: Floats = _total(odds * SUSPICIONS) / _total(odds)

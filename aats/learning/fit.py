@@ -49,6 +49,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "probe_gain_noise": (0.0, 5.0),
     "alignment_noise": (0.0, 2.0),
     "loss_noise": (0.0, 10.0),
+    "surprise_noise": (0.0, 10.0),
     "norm_noise": (0.0, 100.0),
 }
 """Of each field of `Dynamics`, what is allowed."""
