@@ -320,6 +320,11 @@ class Part:
         self._hashing: dict[str, tuple[blake3.blake3, int]] = {}
 
     @property
+    def is_resumable(self) -> bool:
+        """Whether the disk tells which chunks have come."""
+        return self._progress is not None
+
+    @property
     def num_waiting(self) -> int:
         """Chunks that have not come."""
         return len(self._waiting)

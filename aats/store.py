@@ -306,7 +306,13 @@ class NodeStore:
                 return part
             if part is not None:
                 part.close()
-            self._parts[key] = self._resumed(key, manifest, part) or self._fresh(key, manifest)
+            found = None
+            if part is not None or key in self._left:
+                found = self._resumed(key, manifest, part)
+                if found is None:
+                    self.discard(key)
+                    (self.spool / f"{key}.part").unlink(missing_ok=True)
+            self._parts[key] = found or self._fresh(key, manifest)
             return self._parts[key]
 
     def abandon(self, key: CustodyKey) -> None:
@@ -459,10 +465,7 @@ class NodeStore:
         return Part(arena, manifest, missing, Progress.create(progress.path, manifest, missing))
 
     def _fresh(self, key: CustodyKey, manifest: Manifest) -> Part:
-        path = self.spool / f"{key}.part"
-        self.discard(key)
-        path.unlink(missing_ok=True)
-        arena = self._take(path, manifest.total)
+        arena = self._take(self.spool / f"{key}.part", manifest.total)
         if arena is None:
             return Part(None, manifest, (), None)
         known, lacking = copy_known(arena, manifest, self._shared(manifest))
@@ -475,8 +478,9 @@ class NodeStore:
     def _forget_part(self, key: CustodyKey) -> None:
         part = self._parts.pop(key, None)
         if part is not None:
+            if part.is_resumable:
+                self._progress_path(key).unlink(missing_ok=True)
             part.close()
-            self._progress_path(key).unlink(missing_ok=True)
 
     # --- opening ------------------------------------------------------------------------------
 
