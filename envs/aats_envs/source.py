@@ -1,0 +1,147 @@
+"""Where an environment's networks come from: a family or a scenario, by plain JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aats.config import load_scenario
+from aats.config.read import read
+from aats.errors import ScenarioError
+from aats_envs.batch import Limits, Source
+from aats_envs.draw import draw
+from aats_envs.family import Family
+from aats_envs.from_scenario import from_scenario, reseeded
+from aats_envs.network import KnowledgeNetwork
+from aats_envs.pool import Pool
+from aats_envs.presets import preset as family_of
+from aats_envs.simulator import Reward, Simulator
+
+DEFAULT = "train"
+"""The preset where nothing else is asked for."""
+LAYOUTS = 256
+VARIANTS = 32
+MIN_K = 6
+"""Home, four MPVUs and one data node have a row each."""
+OBSERVED = 32
+"""Rows of an observation unless asked for more."""
+PROBES = 3
+MAX_EPISODE_STEPS = 256
+
+
+class FamilySource:
+    """Networks of a family.
+
+    Args:
+        family: The family.
+        pool_size: Layouts drawn in advance.
+    """
+
+    def __init__(self, family: Family, pool_size: int = LAYOUTS) -> None:
+        self._family, self._pool = family, _pool(family, pool_size)
+        grounds = self._pool.grounds
+        self.limits = Limits(
+            nodes=max(len(ground.position) for ground in grounds),
+            mpvus=family.mpvus[1],
+            skills=max(ground.skills for ground in grounds),
+            classes=max(ground.classes for ground in grounds),
+        )
+
+    def draw(self, rng: np.random.Generator) -> KnowledgeNetwork:
+        """See `Source`."""
+        return draw(self._family, self._pool, rng)
+
+
+class ScenarioSource:
+    """The networks of a scenario's packets, and those of the same scenario under other seeds.
+
+    Args:
+        path: The scenario's folder or file.
+        pool_size: Seeds, that of the scenario the first.
+    """
+
+    def __init__(self, path: Path, pool_size: int = VARIANTS) -> None:
+        self._networks = _variants(path.resolve(), pool_size)
+        shapes = [network.clean.shape for network in self._networks]
+        self.limits = Limits(
+            nodes=max(n for n, _, _ in shapes),
+            mpvus=max(int(network.is_mpvu.sum()) for network in self._networks),
+            skills=max(t for _, t, _ in shapes),
+            classes=max(c for _, _, c in shapes),
+        )
+
+    def draw(self, rng: np.random.Generator) -> KnowledgeNetwork:
+        """See `Source`."""
+        return self._networks[rng.integers(len(self._networks))]
+
+
+@lru_cache(maxsize=8)  # environments made one by one are many, their families few
+def _pool(family: Family, size: int) -> Pool:
+    return Pool(family, size)
+
+
+@lru_cache(maxsize=8)
+def _variants(path: Path, size: int) -> tuple[KnowledgeNetwork, ...]:
+    scenario = load_scenario(path)
+    return tuple(
+        network
+        for i in range(size)
+        for network, _ in from_scenario(reseeded(scenario, scenario.seed + i))
+    )
+
+
+def source_of(
+    *,
+    preset: str = "",
+    scenario: str | Path | None = None,
+    family: Mapping[str, Any] | None = None,
+    pool_size: int | None = None,
+) -> Source:
+    """Return the source that an environment's arguments name; "train" if none is named.
+
+    Args:
+        preset: A family by name.
+        scenario: Folder or file of a scenario.
+        family: A family's values.
+        pool_size: Layouts of a family, or seeds of a scenario.
+
+    Raises:
+        ScenarioError: If more than one is named, or what is named is not right.
+    """
+    named = [name for name, value in (("preset", preset), ("scenario", scenario),
+                                      ("family", family)) if value]  # fmt: skip
+    if len(named) > 1:
+        raise ScenarioError("environment", " and ".join(named), "only one of them may be given")
+    if pool_size is not None and pool_size < 1:
+        raise ScenarioError("environment: pool_size", pool_size, "at least 1 is wanted")
+    if scenario:
+        return ScenarioSource(Path(scenario), pool_size or VARIANTS)
+    drawn = Family.from_dict(dict(family)) if family else family_of(preset or DEFAULT)
+    return FamilySource(drawn, pool_size or LAYOUTS)
+
+
+def simulator_of(
+    size: int,
+    source: Source,
+    *,
+    k: int,
+    probes: int,
+    reward: Mapping[str, float] | Reward | None,
+    max_steps: int,
+) -> Simulator:
+    """Return a simulator of so many rows for an environment's arguments.
+
+    Raises:
+        ScenarioError: If one of them is out of range.
+    """
+    least = ("num_envs", size, 1), ("k", k, MIN_K), ("probes", probes, 0)
+    for name, value, low in (*least, ("max_episode_steps", max_steps, 1)):
+        if value < low:
+            raise ScenarioError(f"environment: {name}", value, f"at least {low} is wanted")
+    if not isinstance(reward, Reward):
+        reward = read(Reward, dict(reward or {}), "reward")
+    return Simulator(source, size, k=k, probes=probes, reward=reward, max_steps=max_steps)
