@@ -20,7 +20,7 @@ class Point:
     success: float
     """Share of journeys that ended with every target verified."""
     cost: float
-    """Mean seconds of a journey, failures included."""
+    """Mean cost of a journey in usual stops of its network, failures included."""
     reward: float
     """Mean sum of rewards."""
     hops: float
@@ -51,7 +51,7 @@ def draw(points: Sequence[Point], path: Path, title: str) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True)
     upper.plot(steps, [p.cost for p in points], marker="o", color="tab:blue")
     upper.axhline(points[0].cost, linestyle=":", color="grey", label="at the start")
-    upper.set(title=title, ylabel="seconds a journey")
+    upper.set(title=title, ylabel="cost of a journey [usual stops]")
     upper.legend()
     lower.plot(steps, [p.success for p in points], marker="o", color="tab:green")
     lower.axvline(points[best(points)].steps, linestyle=":", color="grey", label="kept")

@@ -41,4 +41,4 @@ def shown(steps: int) -> Iterator[Report]:
 
 
 def _told(point: Point) -> str:
-    return f"success {point.success:.3f}, {point.cost:.2f} s a journey, {point.hops:.1f} hops"
+    return f"success {point.success:.3f}, cost {point.cost:.2f}, {point.hops:.1f} hops"

@@ -43,7 +43,7 @@ class EnvFactory(Protocol):
     """Makes environments that learn side by side, all that happens in them drawn from a seed."""
 
     def __call__(self, num_envs: int, seed: int) -> VecEnv:
-        """Return them; the infos of a journey's end have `is_success` and `cost`."""
+        """Return them; the info of a journey's end has `is_success` and `cost`."""
         ...
 
 
