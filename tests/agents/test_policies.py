@@ -19,10 +19,9 @@ from aats.routing.policy import Observation, Phase, RoutePolicy
 from aats.topology.stops import Candidate, StopKind
 from aats_agents.policies.base import probe_order, ranks
 from aats_agents.policies.cycle import CyclePolicy
-from aats_agents.policies.gradient_norm import GradientNormPolicy
 from aats_agents.policies.label_variance import LabelVariancePolicy
 from aats_agents.policies.least_visited import LeastVisitedPolicy
-from aats_agents.policies.loss import LossPolicy
+from aats_agents.policies.metric import GradientNormPolicy, LossPolicy
 from aats_agents.policies.minibatch import MinibatchPolicy
 from aats_agents.policies.random_walk import RandomPolicy
 

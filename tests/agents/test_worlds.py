@@ -1,12 +1,22 @@
-"""Routing policies on real learning: a NumPy MLP hops over nodes, a quarter of them mislabelled."""
+"""Routing policies on real learning: a NumPy MLP hops over nodes, a quarter of them mislabelled.
+
+Two settings. In a mesh any node may be next, as AATS has it. In the sparse one only neighbours
+of a random geometric graph may be, and all sizes are those of the published comparison of next-hop
+metrics (model, steps, learning rate, probe, trusted rows, graph) but for its MNIST: handwritten
+digits, each moved by a pixel in eight directions too, so that a node has hundreds of rows. That
+matters: only of many rows do random labels look even, which is what captures label variance.
+"""
 
 from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import count
 
+import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -31,10 +41,9 @@ from aats.routing.observe import observe
 from aats.routing.policy import RoutePolicy
 from aats.topology.drrt import HURT_GAIN
 from aats.topology.stops import Candidate, StopKind, Topology
-from aats_agents.policies.gradient_norm import GradientNormPolicy
 from aats_agents.policies.label_variance import LabelVariancePolicy
 from aats_agents.policies.least_visited import LeastVisitedPolicy
-from aats_agents.policies.loss import LossPolicy
+from aats_agents.policies.metric import GradientNormPolicy, LossPolicy
 from aats_agents.policies.minibatch import MinibatchPolicy
 from aats_agents.policies.random_walk import RandomPolicy
 
@@ -42,16 +51,48 @@ Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 Model = list[Array]
 
-NUM_NODES, NUM_CLASSES, HIDDEN = 20, 10, 32
-STEPS, BATCH, RATE = 5, 32, 0.1
-PROBE_STEPS, PROBE_BATCH, REFERENCE = 5, 32, 100
+NUM_NODES, NUM_CLASSES, SIDE = 20, 10, 8
+STEPS, BATCH = 5, 32
+PROBE_STEPS = 5
 TAIL = 40
+RADIUS = 0.29
+"""Of the geometric graph: about four neighbours a node."""
 
 
-def fresh_model(rng: np.random.Generator) -> Model:
-    w1 = rng.normal(0, math.sqrt(2 / 64), (64, HIDDEN))
-    w2 = rng.normal(0, math.sqrt(2 / HIDDEN), (HIDDEN, NUM_CLASSES))
-    return [w1, np.zeros(HIDDEN), w2, np.zeros(NUM_CLASSES)]
+@dataclass(frozen=True)
+class Setting:
+    hidden: int = 32
+    rate: float = 0.1
+    probe_rows: int = 32
+    reference: int = 100
+    is_sparse: bool = False
+
+
+MESH = Setting()
+SPARSE = Setting(hidden=64, rate=0.05, probe_rows=16, reference=200, is_sparse=True)
+
+
+def fresh_model(rng: np.random.Generator, hidden: int) -> Model:
+    w1 = rng.normal(0, math.sqrt(2 / SIDE**2), (SIDE**2, hidden))
+    w2 = rng.normal(0, math.sqrt(2 / hidden), (hidden, NUM_CLASSES))
+    return [w1, np.zeros(hidden), w2, np.zeros(NUM_CLASSES)]
+
+
+def moved(x: Array) -> Array:
+    """Return every image nine times: where it is, and moved by a pixel each way."""
+    edged = np.pad(x.reshape(-1, SIDE, SIDE), ((0, 0), (1, 1), (1, 1)))
+    return np.concatenate([
+        edged[:, i : i + SIDE, j : j + SIDE].reshape(len(x), -1) for i in range(3) for j in range(3)
+    ])  # fmt: skip
+
+
+def reachable(seed: int, setting: Setting) -> list[list[int]]:
+    """Return, for each node, where a packet may go from there."""
+    if not setting.is_sparse:
+        return [list(range(NUM_NODES))] * NUM_NODES
+    drawn = (nx.random_geometric_graph(NUM_NODES, RADIUS, seed=s) for s in count(seed, 1000))
+    graph = next(g for g in drawn if nx.is_connected(g))
+    return [sorted(graph[node]) for node in range(NUM_NODES)]
 
 
 def probabilities(model: Model, x: Array) -> tuple[Array, Array]:
@@ -78,8 +119,8 @@ def gradient(model: Model, x: Array, y: Labels) -> Model:
     return [x.T @ back, back.sum(axis=0), hidden.T @ found, found.sum(axis=0)]
 
 
-def stepped(model: Model, x: Array, y: Labels) -> Model:
-    return [w - RATE * g for w, g in zip(model, gradient(model, x, y), strict=True)]
+def stepped(model: Model, x: Array, y: Labels, rate: float) -> Model:
+    return [w - rate * g for w, g in zip(model, gradient(model, x, y), strict=True)]
 
 
 def norm(model: Model) -> float:
@@ -90,6 +131,7 @@ def norm(model: Model) -> float:
 class World:
     seed: int
     bad_share: float
+    setting: Setting
     data: list[tuple[Array, Labels]] = field(init=False)
     bad: set[int] = field(init=False)
 
@@ -100,8 +142,13 @@ class World:
         order = self.rng.permutation(len(y))
         x, y = x[order], y[order]
         self.test = x[:360], y[:360]
-        self.reference = x[360 : 360 + REFERENCE], y[360 : 360 + REFERENCE]
-        x, y = x[360 + REFERENCE :], y[360 + REFERENCE :]
+        trusted = slice(360, 360 + self.setting.reference)
+        self.reference = x[trusted], y[trusted]
+        x, y = x[trusted.stop :], y[trusted.stop :]
+        if self.setting.is_sparse:
+            x, y = moved(x), np.tile(y, 9)
+            order = self.rng.permutation(len(y))
+            x, y = x[order], y[order]
         owner = np.zeros(len(y), np.int64)
         for label in range(NUM_CLASSES):
             held = np.flatnonzero(y == label)
@@ -117,7 +164,7 @@ class World:
             if node in self.bad:
                 labels = self.rng.integers(0, NUM_CLASSES, len(labels))
             self.data.append((x[owner == node], labels))
-        self.model = fresh_model(self.rng)
+        self.model = fresh_model(self.rng, self.setting.hidden)
 
     def batch(self, node: int, size: int) -> tuple[Array, Labels]:
         x, y = self.data[node]
@@ -125,10 +172,10 @@ class World:
         return x[chosen], y[chosen]
 
     def probe(self, node: int) -> ProbeScores:
-        x, y = self.batch(node, PROBE_BATCH)
+        x, y = self.batch(node, self.setting.probe_rows)
         trial = self.model
         for _ in range(PROBE_STEPS):
-            trial = stepped(trial, x, y)
+            trial = stepped(trial, x, y, self.setting.rate)
         here, there = gradient(self.model, x, y), gradient(self.model, *self.reference)
         dot = sum(float((a * b).sum()) for a, b in zip(here, there, strict=True))
         return ProbeScores(
@@ -143,7 +190,7 @@ class World:
         used = []
         for _ in range(STEPS):
             x, y = self.batch(node, BATCH)
-            self.model = stepped(self.model, x, y)
+            self.model = stepped(self.model, x, y, self.setting.rate)
             used.append(y)
         return np.concatenate(used)
 
@@ -156,15 +203,15 @@ class Walk:
     """Of the visits."""
 
 
-def walk(policy: RoutePolicy, seed: int, *, bad_share: float, hops: int) -> Walk:
-    """Let one packet hop over all 20 nodes (a mesh), deciding by `observe` and `policy`."""
-    world = World(seed, bad_share)
+def walk(policy: RoutePolicy, seed: int, *, bad_share: float, hops: int, setting: Setting) -> Walk:
+    """Let one packet hop over the nodes, deciding by `observe` and `policy`."""
+    world, near = World(seed, bad_share, setting), reachable(seed, setting)
     header = packet(seed)
     names = [NodeId(f"n{i:02}") for i in range(NUM_NODES)]
     here, history, bad_visits = 0, [], 0
     used = np.zeros(NUM_CLASSES)
     for hop in range(hops):
-        topology = Topology(names[here], candidates(world, header, names, here, hop))
+        topology = Topology(names[here], candidates(world, header, names, here, hop, near[here]))
         seen = observe(header, topology, float(hop))
         wanted = policy.wants_probes(seen, random.Random(f"{seed}:{hop}"))
         probes = {
@@ -181,7 +228,7 @@ def walk(policy: RoutePolicy, seed: int, *, bad_share: float, hops: int) -> Walk
         header = Header(
             header.mandate, hop=hop + 1, journal=header.journal,
             labels_used={"digits": used.tolist()},
-            skills=(estimate(before + gain),),
+            skills=(estimate(before + gain, setting.reference),),
         )  # fmt: skip
         bad_visits += here in world.bad
         history.append(accuracy(world.model, *world.test))
@@ -199,18 +246,19 @@ def packet(seed: int) -> Header:
     )  # fmt: skip
 
 
-def estimate(value: float) -> SkillEstimate:
+def estimate(value: float, rows: int) -> SkillEstimate:
     return SkillEstimate(
-        "digits", "accuracy", value, value, value, REFERENCE, NodeId("x"),
+        "digits", "accuracy", value, value, value, rows, NodeId("x"),
         EstimateSource.REFERENCE, Header.__dataclass_fields__["version"].default,
     )  # fmt: skip
 
 
 def candidates(
-    world: World, header: Header, names: list[NodeId], here: int, hop: int
+    world: World, header: Header, names: list[NodeId], here: int, hop: int, near: Iterable[int]
 ) -> tuple[Candidate, ...]:
     found = []
-    for i, name in enumerate(names):
+    for i in near:
+        name = names[i]
         entries = [e for e in header.journal if e.node == name]
         labels = world.data[i][1]
         found.append(
@@ -239,8 +287,13 @@ POLICIES: dict[str, RoutePolicy] = {
 
 
 @cache
-def mean_walk(name: str, bad_share: float, hops: int = 200, seeds: int = 5) -> Walk:
-    walks = [walk(POLICIES[name], s, bad_share=bad_share, hops=hops) for s in range(seeds)]
+def mean_walk(
+    name: str, bad_share: float, hops: int = 200, seeds: int = 5, setting: Setting = MESH
+) -> Walk:
+    walks = [
+        walk(POLICIES[name], s, bad_share=bad_share, hops=hops, setting=setting)
+        for s in range(seeds)
+    ]
     return Walk(
         float(np.mean([w.final for w in walks])), float(np.mean([w.bad_share for w in walks]))
     )
@@ -264,11 +317,23 @@ def test_the_guarded_default_survives_bad_data() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["loss", "label-variance"])
-def test_unguarded_metrics_are_captured_by_bad_data(name: str) -> None:
-    found = mean_walk(name, 0.25)
-    assert found.bad_share >= 0.4
-    assert found.final <= mean_walk("random", 0.25).final - 0.05
+@pytest.mark.parametrize(("name", "most"), [("loss", 0.65), ("label-variance", 0.60)])
+def test_unguarded_metrics_are_captured_by_bad_data(name: str, most: float) -> None:
+    found = mean_walk(name, 0.25, seeds=10, setting=SPARSE)
+    assert found.bad_share >= 0.5
+    assert found.final <= most
+    assert found.final <= mean_walk("random", 0.25, seeds=10, setting=SPARSE).final - 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_default_beats_chance_on_clean_data() -> None:
+    found, chance, even = (
+        mean_walk(n, 0.0, seeds=10, setting=SPARSE)
+        for n in ("minibatch", "random", "least-visited")
+    )
+    assert found.final >= chance.final + 0.005
+    assert found.final >= even.final - 0.005
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -86,18 +86,6 @@ def choose_by(scores: dict[int, float], observation: Observation, reason: str) -
         reason.format(node=node, score=f"{scores[index]:.4g}"),
         {observation.candidates[i].node: float(score) for i, score in scores.items()},
     )
-
-
-def choose_probed(
-    observation: Observation, score: Callable[[ProbeScores], float], reason: str
-) -> Choice:
-    """Return the probed data node of the highest score; without a probe, the least visited."""
-    if settled := errand(observation):
-        return settled
-    scores = {o.index: score(o.probe) for o in data_options(observation) if o.probe}
-    if not scores:
-        return least_visited(observation, "no probe at hand; ")
-    return choose_by(scores, observation, reason)
 
 
 def least_visited(observation: Observation, why: str = "") -> Choice:

@@ -33,21 +33,27 @@ class LabelVariancePolicy:
         shown = [o for o in data_options(observation) if o.candidate.labels]
         if not shown:
             return least_visited(observation, "no histogram is shown; ")
-        scores = {o.index: -self._variance(o.candidate, observation) for o in shown}
+        scores = {o.index: -variance_after(o.candidate, observation, self.batch) for o in shown}
         return choose_by(
             scores, observation, "after {node} the classes used are most even (-variance {score})"
         )
 
-    def _variance(self, candidate: Candidate, observation: Observation) -> float:
-        """Return the population variance after a visit, summed over the skills."""
-        skills = {*observation.labels_used, *candidate.labels}
-        total = 0.0
-        for skill in sorted(skills):
-            histogram = candidate.labels.get(skill, ())
-            used = list(observation.labels_used.get(skill) or [0.0] * len(histogram))
-            held = sum(histogram)
-            if held > 0 and len(histogram) == len(used):
-                share = self.batch / held
-                used = [u + share * h for u, h in zip(used, histogram, strict=True)]
-            total += pvariance(used) if used else 0.0
-        return total
+
+def variance_after(candidate: Candidate, observation: Observation, batch: float) -> float:
+    """Return the population variance of the classes used, after a visit, summed over the skills.
+
+    Args:
+        candidate: A data node that shows its histograms.
+        observation: Has what was used so far.
+        batch: Samples the visit uses, spread over the node's classes as it has them.
+    """
+    skills = {*observation.labels_used, *candidate.labels}
+    total = 0.0
+    for skill in sorted(skills):
+        histogram = candidate.labels.get(skill, ())
+        used = list(observation.labels_used.get(skill) or [0.0] * len(histogram))
+        held = sum(histogram)
+        if held > 0 and len(histogram) == len(used):
+            used = [u + batch / held * h for u, h in zip(used, histogram, strict=True)]
+        total += pvariance(used) if used else 0.0
+    return total
