@@ -35,8 +35,6 @@ LEVELS = np.array([0.5, 0.9])
 """Knowledge, of its ceiling, between which a visit's effect is taken as linear."""
 KEPT = 0.97
 """A visit keeps no more of the knowledge before it than this, so that each walk has an end."""
-LEAST_RISE = 0.02
-"""A target lies at least so much above chance."""
 PROBES = 8
 """Links that probes cross for each link that the packet does, roughly."""
 SPARE = 2.0
@@ -196,7 +194,9 @@ def _rows(
     share = _between(family.skill_share, next(once))
     if share < 1 and ground.skills > 1:
         lot = rng.random(shape[:2])
-        rows *= (lot < share) | (lot == lot.min(1, keepdims=True))
+        holds = (lot < share) | (lot == lot.min(1, keepdims=True))
+        holds[-1] = True  # a good node, so that each skill can be learnt somewhere
+        rows *= holds
     sharded = next(once) < family.shards
     alpha, u = SHARD_ALPHA if sharded else _scaled(family.alpha, next(once)), next(once)
     mix = rng.standard_gamma(alpha, shape)
@@ -288,6 +288,7 @@ def _walk(
     found = found[:, found.sum(0).argmax()]
     chance = 1 / ground.classes
     share = _between(family.target, u)
-    target = np.maximum(chance + share * (found - chance), chance + LEAST_RISE)
+    # Where even a good end is worse than chance, a part of that is all that can be asked.
+    target = share * found + np.where(found > chance, (1 - share) * chance, 0.0)
     visits = math.log(1 - min(share, 0.99)) / math.log(max(float(keeps.mean()), 0.1))
     return _Walk(np.floor(1000 * target) / 1000, visits)

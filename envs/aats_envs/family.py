@@ -119,7 +119,7 @@ class Family:
     outages: Shares = (0.0, 0.0)
     """Nodes, home excepted, that are out of reach for a while."""
 
-    target: Shares = (0.8, 1.0)
+    target: Shares = (0.75, 0.97)
     """Way from chance to what a walk over the good nodes comes to if it ends well."""
     budget: Range = (1.5, 4.0)
     """Links allowed, as a multiple of what a cheap walk to the target needs."""

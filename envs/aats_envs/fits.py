@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from aats.errors import ScenarioError
-from aats.learning.dynamics import Dynamics
-from aats.learning.fit import SHIPPED, Fit, load_fit
 
 FIT_OF_SOURCE = {
     "classes": "classic",
@@ -13,13 +11,6 @@ FIT_OF_SOURCE = {
     "diabetes": "departments-diabetes",
 }
 """Data source -> the fit that was made on it."""
-
-
-def fit(name: str) -> Fit:
-    """Return a fit by name, or that of a `.json` file."""
-    if not name.endswith(".json") and not (SHIPPED / f"{name}.json").is_file():
-        return Fit(name, "", Dynamics(), 2.0)
-    return load_fit(name)
 
 
 def fit_of_source(source: str) -> str:

@@ -15,6 +15,7 @@ from aats.config import FaultKind, PacketConfig, Scenario
 from aats.errors import ScenarioError
 from aats.ids import NodeId
 from aats.learning.datasets import load_dataset
+from aats.learning.fit import load_fit
 from aats.learning.method import method_of
 from aats.learning.partition import spread_rows
 from aats.messages import Samples
@@ -23,7 +24,7 @@ from aats.payload import MODEL, REFERENCE, Manifest
 from aats.roles.mpvu import TestSet
 from aats.roles.runner import TRAIN, VERIFY, TaskContext, run_task
 from aats.topology.network import Layout
-from aats_envs.fits import fit, fit_of_source
+from aats_envs.fits import fit_of_source
 from aats_envs.network import KnowledgeNetwork
 from aats_envs.ways import Ways, Wires, ways
 
@@ -195,7 +196,7 @@ def _network(
     method = method_of(config.method)[0]
     budget = config.budget
     sources = {skill: config.source.name for skill, config in scenario.data.skills.items()}
-    learnt = [fit(fits.get(skill) or fit_of_source(sources[skill])) for skill in skills]
+    learnt = [load_fit(fits.get(skill) or fit_of_source(sources[skill])) for skill in skills]
     return KnowledgeNetwork(
         name=f"{scenario.name}/{config.name}",
         position=np.array([site.position for site in scenario.network.sites]),

@@ -17,13 +17,12 @@ import numpy.typing as npt
 from aats.errors import ScenarioError, nearest
 from aats.ids import NodeId
 from aats.learning.dynamics import Dynamics
-from aats.learning.fit import Fit
+from aats.learning.fit import Fit, load_fit
 from aats.packet import Plugin
 from aats.topology.generate import generate
 from aats.topology.graphml import load_graphml
 from aats.topology.network import Layout, LinkDefaults, Network, fill
 from aats_envs.family import Counts, Family, Range, Task
-from aats_envs.fits import fit
 from aats_envs.ways import Wires, ways
 
 Floats = npt.NDArray[np.float64]
@@ -90,7 +89,7 @@ class Pool:
                 allowed = f"known graphs are {', '.join(GRAPHS)}"
                 raise ScenarioError("family.graphs", name, allowed, nearest(name, GRAPHS))
         zoo = read_zoo(family.zoo, family.nodes) if family.zoo else []
-        fits = {name: fit(name) for task in family.tasks for name in task.fits}
+        fits = {name: load_fit(name) for task in family.tasks for name in task.fits}
         rng = np.random.default_rng([family.seed, 0x9001])
         self.grounds = tuple(
             _ground(family, zoo, fits, rng, f"{family.seed}/{i}") for i in range(size)

@@ -21,6 +21,8 @@ DEPARTMENTS = Task(
     reference=(60, 80), test=(40, 80), rows=(10, 40), supply=100, epochs=3.0,
 )  # fmt: skip
 """Two departments of a hospital in one model that travels with its last four states."""
+REAL = {"digits": DIGITS, "departments": DEPARTMENTS}
+"""Tasks whose networks can be run with real data."""
 ANY_DIGITS = replace(
     DIGITS, classes=(4, 10), skills=(1, 2), model_bytes=(5e3, 5e5), row_bytes=(64, 800),
     reference=(32, 128), test=(100, 500), rows=(25, 120), supply=0,
@@ -54,7 +56,7 @@ TRAIN = Family(
     bandwidth_mbps=(5.0, 1000.0),
     latency_ms=(1.0, 30.0),
     outages=(0.0, 0.15),
-    budget=(1.2, 5.0),
+    budget=(1.5, 5.0),
     bounded=0.2,
     randomised=0.3,
 )
@@ -109,6 +111,24 @@ def preset(name: str, *, data: str = "") -> Family:
         raise ScenarioError("family", name, allowed, nearest(name, PRESETS))
     family = PRESETS[name]
     return replace(family, zoo=_zoo(data)) if family.zoo else family
+
+
+def with_data(family: Family, task: str) -> Family:
+    """Return a family whose networks real data can be had for: see `aats_envs.to_scenario`.
+
+    Args:
+        family: Any; its tasks are replaced but for the range of model sizes of a single one.
+        task: A key of `REAL`.
+
+    Raises:
+        ScenarioError: If there are no such data.
+    """
+    if task not in REAL:
+        raise ScenarioError("task", task, f"known are {', '.join(REAL)}", nearest(task, REAL))
+    real = REAL[task]
+    if len(family.tasks) == 1:
+        real = replace(real, model_bytes=family.tasks[0].model_bytes)
+    return replace(family, tasks=(real,))
 
 
 def _zoo(data: str) -> str:

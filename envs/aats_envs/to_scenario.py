@@ -8,6 +8,7 @@ differs from the true one, and a queue, for which the node is as much slower.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +30,9 @@ MIN_CONTRIBUTORS = 3
 FLOAT_BYTES = 4
 LABEL_BYTES = 8
 LIMIT_S = 1e7
-WIDTHS = range(4, 4097)
+WIDTHS = range(4, 1 << 18)
+TOLERANCE = 0.1
+"""By how much a packet's size may differ from the network's."""
 DEFAULT_POLICY = Plugin("minibatch")
 
 
@@ -103,7 +106,8 @@ def to_scenario(
         policy: How the packet picks its next stop.
 
     Raises:
-        ScenarioError: If the task is unknown, or has other skills or classes than the network.
+        ScenarioError: If the task is unknown, has other skills or classes than the network, or
+            no model of it makes a packet of that size: draw from a family `with_data` of the task.
     """
     if task not in DATA:
         raise ScenarioError("task", task, f"known are {', '.join(DATA)}", nearest(task, DATA))
@@ -238,7 +242,11 @@ def _packet(
     # With the weights of the last visits, if those travel along.
     copies = 1 + int(data.method.get("average_last", 0))
     wanted = (network.size_bytes - trusted) / copies / FLOAT_BYTES
-    width = min(WIDTHS, key=lambda w: abs(data.weights(t, w) - wanted))
+    width = _width(lambda w: data.weights(t, w), wanted)
+    size = trusted + copies * FLOAT_BYTES * data.weights(t, width)
+    if abs(size / network.size_bytes - 1) > TOLERANCE:
+        allowed = f"with these trusted rows and width {width} the packet has {size} bytes"
+        raise ScenarioError(f"network {network.name}", network.size_bytes, allowed)
     hops, seconds, carried, joules = network.budget.tolist()
     return {
         "name": "packet",
@@ -252,3 +260,10 @@ def _packet(
         "policy": {"name": policy.name, **policy.params},
         "budget": {"hops": hops, "seconds": seconds, "bytes": carried, "joules": joules},
     }
+
+
+def _width(weights: Callable[[int], int], wanted: float) -> int:
+    """Return the width whose number of weights, which grows with it, is nearest."""
+    at = bisect_left(WIDTHS, wanted, key=weights)
+    near = WIDTHS[max(0, at - 1) : at + 1]
+    return min(near, key=lambda width: abs(weights(width) - wanted))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from aats.learning.dynamics import accuracy, moved
+from aats.learning.fit import load_fit
 from aats_envs.draw import PROBE_MAX_BYTES, draw
 from aats_envs.family import Family
 from aats_envs.network import KnowledgeNetwork
@@ -40,7 +41,7 @@ def test_a_drawn_network_makes_sense(name: str) -> None:
         assert ((net.clean + net.wrong).sum((1, 2)) > 0).tolist() == net.has_data.tolist()
         assert (net.shown[~net.shows_labels] == 0).all()
         assert ((net.quality >= 0) & (net.quality <= 1)).all()
-        assert ((net.target > 1 / net.classes) & (net.target < 1)).all()
+        assert ((net.target > 0) & (net.target < 1)).all()
         assert (net.samples_per_s > 0).all()
         assert (net.down[:, 0] <= net.down[:, 1]).all()
         assert np.isinf(net.down[net.home]).all()
@@ -135,10 +136,15 @@ def test_large_models_are_not_probed() -> None:
 
 def test_learning_is_randomised_by_skill() -> None:
     plain = next(some(PRESETS["healthcare"]))
-    assert plain.dynamics[0].tau == plain.dynamics[1].tau
+    assert [d.tau for d in plain.dynamics] == [
+        load_fit(f"departments-{skill}").dynamics.tau for skill in ("oncology", "diabetes")
+    ]
     varied = replace(PRESETS["healthcare"], randomised=0.3)
-    factors = [np.log(d.tau / plain.dynamics[0].tau) for net in some(varied, 200)
-               for d in net.dynamics]  # fmt: skip
+    factors = [
+        np.log(float(d.tau / was.tau))
+        for net in some(varied, 200)
+        for d, was in zip(net.dynamics, plain.dynamics, strict=True)
+    ]
     assert np.std(factors) == pytest.approx(0.3, rel=0.15)
     assert np.mean(factors) == pytest.approx(0.0, abs=0.05)
 
@@ -163,7 +169,7 @@ def reaches(net: KnowledgeNetwork) -> bool:
         hops += max(net.links[here, at], 2 * (at == here))
         for i in t:
             known[i] = moved(known[i], net.clean[at, i], net.wrong[at, i].sum(), visits[at],
-                             net.dynamics[i], scale=net.epochs / 2)  # fmt: skip
+                             net.dynamics[i], scale=net.epochs / net.fit_epochs)  # fmt: skip
         visits[at] += 1
         here = at
 

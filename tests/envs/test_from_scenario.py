@@ -20,7 +20,7 @@ from aats_envs.family import Family
 from aats_envs.from_scenario import RealTask, from_scenario, reseeded
 from aats_envs.network import KnowledgeNetwork
 from aats_envs.pool import Pool
-from aats_envs.presets import PRESETS
+from aats_envs.presets import PRESETS, with_data
 from aats_envs.to_scenario import DATA, advertised, to_scenario
 
 HEALTHCARE = Path(__file__).parents[2] / "examples" / "healthcare" / "scenario.toml"
@@ -200,6 +200,21 @@ def test_a_network_of_other_classes_is_refused() -> None:
         to_scenario(drawn(CLEAR), "departments")
     with pytest.raises(ScenarioError, match="did you mean 'digits'"):
         to_scenario(drawn(CLEAR), "digit")
+
+
+def test_a_packet_of_another_size_is_refused() -> None:
+    net = drawn(CLEAR)
+    with pytest.raises(ScenarioError, match="bytes"):
+        to_scenario(replace(net, size_bytes=9e9))
+
+
+@pytest.mark.parametrize("task", DATA)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("zoo", "large")])
+def test_every_family_can_be_had_with_real_data(name: str, task: str) -> None:
+    net = drawn(with_data(PRESETS[name], task))
+    ((back, _),) = from_scenario(to_scenario(net, task))
+    assert back.size_bytes == pytest.approx(net.size_bytes, rel=0.1)
+    assert (back.has_data == net.has_data).all()
 
 
 def test_adverts_may_differ_from_what_a_node_holds() -> None:
