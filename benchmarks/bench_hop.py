@@ -5,8 +5,10 @@ signatures, accepts, takes the chunks straight into its store, checks every dige
 packet durable (custody level "process"), rebuilds the model's state, and acknowledges.
 
 Beside it, in the same rounds and in random order: the same bytes over a raw TCP socket between
-warm buffers (the physical limit), `torch.save` over ZeroMQ, and a gRPC stream of the same
-chunks into a warm buffer, hashed at both ends.
+warm buffers (the physical limit), the same duties on one thread an end that waits for nothing
+but its own socket (the floor: what they cost in Python without lanes, an event loop, a
+neighbour that may be busy), `torch.save` over ZeroMQ, and a gRPC stream of the same chunks into
+a warm buffer, hashed at both ends.
 
     python benchmarks/bench_hop.py --sizes 1,10,100,500
 """
@@ -264,8 +266,8 @@ class End:
         self.store.save(CustodyRow(self.source, "worked", self.template))
         self.rounds = 0
 
-    async def hop(self) -> None:
-        """Move the loaded packet to the other end; return when it has custody."""
+    def offer(self) -> Offer:
+        """Hash the tensors, sign the header."""
         payload = self.store.payload(self.source)
         manifest = hashed(payload)
         self.rounds += 1
@@ -273,9 +275,14 @@ class End:
             self.template, hop=self.rounds, manifest=manifest, version=manifest.version(MODEL)
         )
         header = wire.sign_header(header, self.identity)
+        return Offer(header.key, header)
+
+    async def hop(self) -> None:
+        """Move the loaded packet to the other end; return when it has custody."""
+        offer = self.offer()
         self.custody.clear()
-        self.sending = (self.source, manifest)
-        self.control.send(B, wire.encode_message(Offer(header.key, header)))
+        self.sending = (self.source, offer.header.manifest)
+        self.control.send(B, wire.encode_message(offer))
         await self.custody.wait()
 
     def unload(self) -> None:
@@ -295,6 +302,45 @@ def raw_server(listener: socket.socket, buffer: memoryview) -> None:
         while left:
             left = left[conn.recv_into(left) :]
         conn.sendall(b"k")
+
+
+def floor_server(listener: socket.socket, root: Path) -> None:
+    """Do what a receiving node does, one thing after the other, until the sender is gone."""
+    conn, _ = listener.accept()
+    conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    store, key = NodeStore(root), identity_of(A).public_key
+    while data := read_frame(conn):
+        offer = wire.decode_message(data)
+        assert isinstance(offer, Offer)
+        header = offer.header
+        wire.check_mandate(header.mandate)
+        wire.check_header(header, key)
+        part = store.incoming(offer.key, header.manifest)
+        accept = Accept(offer.key, store.known_digests(header.manifest))
+        send_frame(conn, wire.encode_message(accept))
+        for index in range(len(part.chunks)):
+            slot = part.slot(index)
+            assert slot is not None, "all of it is missing"
+            conn.recv_into(slot.data, len(slot), socket.MSG_WAITALL)
+            part.wrote(index)
+        del slot
+        part.complete()
+        store.save(CustodyRow(offer.key, "held", header, sender=A))
+        rebuilt(store.private_payload(offer.key))
+        send_frame(conn, wire.encode_message(Custody(offer.key)))
+        store.drop(offer.key)
+    store.close()
+
+
+def send_frame(conn: socket.socket, data: bytes) -> None:
+    """Send a length and so many bytes."""
+    conn.sendall(struct.pack("<I", len(data)) + data)
+
+
+def read_frame(conn: socket.socket) -> bytes:
+    """Return what `send_frame` sent; b"" if the other end has closed."""
+    head = conn.recv(4, socket.MSG_WAITALL)
+    return conn.recv(struct.unpack("<I", head)[0], socket.MSG_WAITALL) if head else b""
 
 
 def naive_server(sock: zmq.Socket[bytes]) -> None:
@@ -356,6 +402,9 @@ async def _receiver(
         others["naive"] = sock.bind_to_random_port("tcp://127.0.0.1")
         threading.Thread(target=naive_server, args=(sock,), daemon=True).start()
         others["raw"] = listener.getsockname()[1]
+        listener = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=floor_server, args=(listener, root / "floor"), daemon=True).start()
+        others["floor"] = listener.getsockname()[1]
         _server, others["grpc"] = grpc_server(buffer)
     channel.send((own, others))
     for end, peer in zip(ends, await _received(channel), strict=True):
@@ -406,8 +455,11 @@ class Bench:
         assert await _received(self.channel) == "ready"
         if not self.largest_mb:
             return
-        self.raw = socket.create_connection(("127.0.0.1", others["raw"]))
-        self.raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.raw, self.floor = (
+            socket.create_connection(("127.0.0.1", others[name])) for name in ("raw", "floor")
+        )
+        for sock in (self.raw, self.floor):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.naive = self.ends["hop"].hub.context.socket(zmq.PAIR)
         self.naive.connect(f"tcp://127.0.0.1:{others['naive']}")
         import grpc
@@ -427,6 +479,7 @@ class Bench:
             self.naive.send(b"")
             self.naive.close(linger=100)
             self.raw.close()
+            self.floor.close()
             self.grpc.close()
         self.channel.send("stop")
         for end in self.ends.values():
@@ -439,6 +492,14 @@ class Bench:
         self.raw.sendall(struct.pack("<Q", len(data)))
         self.raw.sendall(data)
         self.raw.recv(1)
+
+    def send_floor(self) -> None:
+        """Do what a sending node does, one thing after the other."""
+        end = self.ends["hop"]
+        send_frame(self.floor, wire.encode_message(end.offer()))
+        wire.decode_message(read_frame(self.floor))
+        self.floor.sendall(end.store.payload(end.source).arena)
+        wire.decode_message(read_frame(self.floor))
 
     def send_naive(self, state: dict[str, torch.Tensor]) -> None:
         """Send a state as `torch.save` writes it."""
@@ -475,6 +536,7 @@ class Bench:
             end.load(payload)
         designs: dict[str, Callable[[], Any]] = {
             "raw TCP": lambda: self.send_raw(arena.data),
+            "floor": self.send_floor,
             **{kind: end.hop for kind, end in self.ends.items()},
             "torch.save over ZeroMQ": lambda: self.send_naive(state),
             "gRPC stream": lambda: self.send_grpc(arena.data),
