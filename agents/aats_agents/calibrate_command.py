@@ -15,7 +15,11 @@ from aats.config import load_scenario
 from aats.learning.fit import Fit
 from aats.options import Exit
 
-COLUMNS = ("r2", "rho", "captured", "open_loop_r2", "open_loop_mae")
+COLUMNS = {
+    "r2": "R2", "rho": "rho", "captured": "captured", "open_loop_r2": "walk R2",
+    "open_loop_mae": "walk error",
+}  # fmt: skip
+"""Fields of a `Prediction` by their heading."""
 
 
 def calibrate_command(
@@ -54,11 +58,14 @@ def save_all(fits: dict[str, Fit], out: Path) -> list[Path]:
 
 def table_of(fits: dict[str, Fit]) -> Table:
     """Return the quality of fits as a table, on deals that were not fitted on."""
-    table = Table(title="Real gains predicted, on deals not fitted on", title_justify="left")
+    table = Table(
+        title="Real gains predicted, on deals not fitted on", title_justify="left",
+        caption="accuracy: mean error of the accuracy that follows from knowledge",
+    )  # fmt: skip
     table.add_column("skill")
     table.add_column("labels")
-    for column in (*COLUMNS, "accuracy_mae", "hops"):
-        table.add_column(column, justify="right")
+    for heading in (*COLUMNS.values(), "accuracy", "hops"):
+        table.add_column(heading, justify="right")
     for skill, fit in fits.items():
         quality = fit.quality
         if quality is not None:
