@@ -381,6 +381,10 @@ def decode_task(data: bytes | memoryview) -> tk.Task:
 
 # --- signatures -------------------------------------------------------------------------------
 
+CHECKED_KEPT = 10_000
+_checked: set[bytes] = set()
+"""Digests of mandates, key and signature included, that held: a packet comes by more than once."""
+
 
 def sign_mandate(mandate: Mandate, identity: Identity) -> Mandate:
     """Return the mandate signed by its owner.
@@ -394,14 +398,20 @@ def sign_mandate(mandate: Mandate, identity: Identity) -> Mandate:
 
 
 def check_mandate(mandate: Mandate) -> None:
-    """Check the owner's signature.
+    """Check the owner's signature; one that held before is not computed again.
 
     Raises:
         SignatureError: If it does not hold.
     """
     body = encode(replace(mandate, signature=b""))
+    mark = blake3(body + mandate.signature).digest()
+    if mark in _checked:
+        return
     if not verify(mandate.owner.public_key, body, mandate.signature):
         raise SignatureError(f"packet {mandate.id}: not signed by its owner {mandate.owner.node}")
+    if len(_checked) >= CHECKED_KEPT:
+        _checked.clear()
+    _checked.add(mark)
 
 
 def _header_digest(header: Header) -> bytes:

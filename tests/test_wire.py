@@ -20,7 +20,7 @@ from aats import advert as ad
 from aats import messages as ms
 from aats import wire
 from aats.errors import SignatureError, WireError
-from aats.identity import Identity
+from aats.identity import Identity, verify
 from aats.ids import CustodyKey, NodeId, PacketId, Version
 from aats.lineage import Record
 from aats.node import events as ev
@@ -566,8 +566,25 @@ def test_mandate_is_signed_by_its_owner_alone() -> None:
     ids=str,
 )  # fmt: skip
 def test_a_changed_mandate_is_found(change: dict[str, Any]) -> None:
+    wire.check_mandate(MANDATE)
     with pytest.raises(SignatureError, match="not signed by its owner owner"):
         wire.check_mandate(replace(MANDATE, **change))
+
+
+def test_a_mandate_that_held_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "_checked", set())
+    monkeypatch.setattr(wire, "CHECKED_KEPT", 1)
+    other = wire.sign_mandate(replace(MANDATE, label="other"), OWNER)
+    computed: list[bytes] = []
+
+    def counted(key: bytes, data: bytes, signature: bytes) -> bool:
+        computed.append(signature)
+        return verify(key, data, signature)
+
+    monkeypatch.setattr(wire, "verify", counted)
+    for mandate in (MANDATE, MANDATE, other, MANDATE):  # room for one: the last is forgotten
+        wire.check_mandate(mandate)
+    assert computed == [MANDATE.signature, other.signature, MANDATE.signature]
 
 
 def test_header_is_signed_by_its_holder() -> None:
