@@ -195,7 +195,9 @@ def stage_here(stops: Stops, journey: Journey) -> IntArray:
     hops_home = _hops_home(stops)
     stage = stage_of(journey, hops_home)
     work = (stops.kind >= 0) & (stops.kind != Kind.HOME) & np.isfinite(stops.transfer_s)
-    stuck = work.any(axis=-1) & ~(work & _affordable(stops, journey, hops_home)).any(axis=-1)
+    others = work & ~stops.is_last
+    places = np.where(others.any(axis=-1, keepdims=True), others, work)
+    stuck = work.any(axis=-1) & ~(places & _affordable(stops, journey, hops_home)).any(axis=-1)
     return np.where(stuck, Stage.RETURN, stage)
 
 
@@ -213,7 +215,9 @@ def margins(journey: Journey) -> Column:
 def _ready(journey: Journey) -> BoolArray:
     waited = journey.since_verdict >= VISITS_BETWEEN_VERDICTS
     believed = np.nan_to_num(margins(journey), nan=-1.0) >= 0
-    return journey.met | np.where(journey.estimated, believed, waited[..., None])
+    learned = ~journey.has_verdict | (journey.since_verdict > 0)  # the same verdict again, else
+    ready = np.where(journey.estimated, believed, waited[..., None])
+    return np.asarray(journey.met | (learned[..., None] & ready), np.bool_)
 
 
 # --- what is legal ----------------------------------------------------------------------------

@@ -112,6 +112,19 @@ def test_after_a_disappointing_verdict_the_belief_must_rise_by_what_it_was_too_h
     assert phase(risen, 0.0) is Phase.VERIFY
 
 
+def test_no_second_verdict_is_asked_before_something_was_learned() -> None:
+    # The verdict was better than believed, and still not enough.
+    header = packet(version=V1, journal=(visit("b"), visit("m", "verify")),
+                    skills=(estimate(0.88, EstimateSource.MPVU),), chain=(
+        Record(PacketId("p"), RecordKind.TRAIN, NodeId("b"), 0, 0, (), V1, V1,
+               metrics={"digits.accuracy.reference": 0.80}),
+    ))  # fmt: skip
+    assert phase(header, 0.0) is Phase.SEEK
+    trained = replace(header, version=V2).with_visit(visit("c"))
+    risen = trained.with_estimates((estimate(0.85, EstimateSource.REFERENCE, V2),))
+    assert phase(risen, 0.0) is Phase.VERIFY
+
+
 def test_doubt_halves_with_every_three_visits() -> None:
     header = packet(version=V2, skills=(estimate(0.82, EstimateSource.MPVU),
                                         estimate(0.945, EstimateSource.REFERENCE, V2)),
@@ -193,6 +206,15 @@ def test_no_stop_from_which_the_hops_left_might_not_lead_home() -> None:
     seen = observe(packet(hops=5.0), far_only, 0.0)
     assert seen.phase is Phase.RETURN
     assert [seen.candidates[i].node for i in seen.legal()] == ["home"]
+
+
+def test_it_goes_home_rather_than_stay_where_it_was_for_ever() -> None:
+    topology = Topology(NodeId("a"), (stop("a", path=()), stop("b"), HOME))
+    assert legal(packet(hops=3.0), topology) == {"a", "b"}
+    home_is_here = stop("home", StopKind.HOME, path=())
+    far = (stop("a", path=()), stop("b", path=tuple(map(NodeId, "xyb"))), home_is_here)
+    visited = packet(hops=4.0, journal=(visit("a"),))
+    assert legal(visited, Topology(NodeId("a"), far)) == {"home"}
 
 
 def test_with_nothing_in_reach_it_waits_for_home() -> None:
