@@ -59,7 +59,7 @@ def save_all(fits: dict[str, Fit], out: Path) -> list[Path]:
 def table_of(fits: dict[str, Fit]) -> Table:
     """Return the quality of fits as a table, on deals that were not fitted on."""
     table = Table(
-        title="Real gains predicted, on deals not fitted on", title_justify="left",
+        title="Real gains predicted, on deals not fitted on", title_justify="left", box=None,
         caption="accuracy: mean error of the accuracy that follows from knowledge",
     )  # fmt: skip
     table.add_column("skill")
