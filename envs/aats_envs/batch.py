@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, fields
 from typing import Protocol
@@ -21,6 +22,17 @@ class Limits:
     mpvus: int
     skills: int
     classes: int
+
+    @classmethod
+    def of(cls, networks: Sequence[KnowledgeNetwork]) -> Limits:
+        """Return the limits of some networks."""
+        shapes = [network.clean.shape for network in networks]
+        return cls(
+            nodes=max(n for n, _, _ in shapes),
+            mpvus=max(int(network.is_mpvu.sum()) for network in networks),
+            skills=max(t for _, t, _ in shapes),
+            classes=max(c for _, _, c in shapes),
+        )
 
 
 class Source(Protocol):
@@ -48,6 +60,7 @@ class Networks:
         self.names: list[str] = [""] * b
         self.num_nodes: Ints = np.zeros(b, np.int64)
         self.transfer_s: Floats = np.full((b, n, n), np.inf)
+        self.shown_transfer_s: Floats = np.full((b, n, n), np.inf)
         self.probe_s: Floats = np.full((b, n, n), np.inf)
         self.links: Floats = np.zeros((b, n, n))
         self.verify_s: Floats = np.full((b, n), np.inf)
@@ -76,6 +89,7 @@ class Networks:
         self.reference: Floats = np.zeros((b, t))
         self.test: Floats = np.zeros((b, t))
         self.epochs: Floats = np.ones(b)
+        self.fit_epochs: Floats = np.ones(b)
         self.budget: Floats = np.full((b, 4), np.inf)
         self.size_bytes: Floats = np.zeros(b)
         self.probe_bytes: Floats = np.zeros(b)
@@ -115,18 +129,22 @@ class Networks:
         self.num_nodes[row] = n
         self.home[row] = network.home
         self.epochs[row] = network.epochs
+        self.fit_epochs[row] = network.fit_epochs
         self.budget[row] = network.budget
         self.size_bytes[row] = network.size_bytes
         self.probe_bytes[row] = network.probe_bytes
         self.mpvu_at[row] = -1
         self.mpvu_at[row, : len(mpvus)] = mpvus
-        for name, empty in (("transfer_s", np.inf), ("probe_s", np.inf), ("links", 0.0)):
+        for name, empty in (
+            ("transfer_s", np.inf), ("shown_transfer_s", np.inf), ("probe_s", np.inf),
+            ("links", 0.0),
+        ):  # fmt: skip
             field = getattr(self, name)
             field[row] = empty
             field[row, :n, :n] = getattr(network, name)
         self.verify_s[row] = np.inf
         if len(mpvus):
-            self.verify_s[row, :n] = network.transfer_s[:, mpvus].min(axis=1)
+            self.verify_s[row, :n] = network.shown_transfer_s[:, mpvus].min(axis=1)
         for name in ("clean", "wrong", "shown"):
             field = getattr(self, name)
             field[row] = 0.0

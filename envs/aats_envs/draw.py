@@ -1,294 +1,162 @@
-"""One network of a family: data, noise, speeds, wishes drawn afresh on a layout of the pool.
+"""Networks of a family, and what is asked of their packets: targets that can be met, budgets.
 
-Called at each reset of each of a batch's networks, so it is a fixed number of NumPy calls on
-whole arrays. The same family, pool and generator state give the same arrays bit for bit.
+A model is led round the good nodes by the law of learning, many networks at once; what it comes
+to on the way bounds the targets.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple, overload
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
-from aats.ids import NodeId
-from aats.learning.dynamics import Dynamics, accuracy, moved
-from aats.learning.fit import BOUNDS
-from aats.node.desk import CoreConfig
-from aats_envs.family import Family, Range, Shares
-from aats_envs.network import KnowledgeNetwork
-from aats_envs.pool import CONSTANTS, Ground, Pool
+from aats.errors import ScenarioError
+from aats.learning.dynamics import accuracy
+from aats_envs.batch import Limits, Networks
+from aats_envs.chance import Keys
+from aats_envs.family import Family
+from aats_envs.learner import At, Surrogate
+from aats_envs.network import Floats, KnowledgeNetwork
+from aats_envs.pool import Pool
+from aats_envs.world import between, scaled, world
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-
-PROBE_MAX_BYTES = CoreConfig(NodeId("any")).probe_max_bytes
-"""Above it nodes do not send a model to be probed."""
-SKILLS = "skill-a", "skill-b", "skill-c"
-SHARD_ALPHA = 10.0
-"""Concentration of a class over its holders, where nodes hold but a few classes."""
-TINY = 1e-12
-LEVELS = np.array([0.5, 0.9])
-"""Knowledge, of its ceiling, between which a visit's effect is taken as linear."""
-KEPT = 0.97
-"""A visit keeps no more of the knowledge before it than this, so that each walk has an end."""
+VISITS = 48
+"""Of the model that is led round."""
+GOOD = 0.2
+"""Wrong labels of a good node, at most."""
 PROBES = 8
 """Links that probes cross for each link that the packet does, roughly."""
 SPARE = 2.0
 """How much more generous the budgets of time, bytes and energy are than that of hops."""
+LEAST_RISE = 0.5
+"""Of the way from chance to perfect that a model led round must have come at its best: a network
+where it does not has little to teach by visits alone, and is drawn again."""
+TRIES = 50
 OUTAGE = 0.5
 """Longest outage as a share of a journey."""
-LEAST, MOST = np.array([BOUNDS[name] for name in CONSTANTS]).T
-CEILING, START = map(CONSTANTS.index, ("ceiling", "start"))
 
 
 def draw(family: Family, pool: Pool, rng: np.random.Generator) -> KnowledgeNetwork:
-    """Return a network of the family.
+    """Return a network of the family, with what is asked of its packet.
 
     Args:
         family: What to draw from.
         pool: Of a family with the same layouts and tasks.
         rng: The source of all that is drawn here.
     """
-    ground = pool.grounds[rng.integers(len(pool.grounds))]
-    n, task = len(ground.position), ground.task
-    once = iter(rng.random(24).tolist())
-    roles = _roles(family, n, rng.permutation(n), once)
-    rows = _rows(family, ground, roles, rng, once)
-    node = rng.random((11, n))
-    told = _told(family, ground, rows, node[:5], rng, once)
-    constants = _constants(family, ground, rng)
-    walk = _walk(family, ground, roles, rows, constants, next(once))
-
-    speed = _scaled(family.samples_per_s, node[5])
-    joules = _scaled(family.watts, node[6]) / speed
-    error = family.speed_error
-    shown_speed = speed * np.exp(error * rng.standard_normal(n)) if error else speed
-    busy_s = float((rows.held / speed).sum()) * task.epochs / len(roles.data)
-    spent = float((rows.held * joules).sum()) * task.epochs / len(roles.data)
-
-    generous = float(_scaled(family.budget, next(once)))
-    home, mpvus = roles.home, roles.mpvus
-    errands = float(ground.links[home, mpvus].mean() + ground.links[home].mean())
-    hops = math.ceil(generous * (walk.visits * ground.step + errands))
-    journey_s = generous * walk.visits * busy_s + hops * ground.hop_s
-    budget = np.array([hops, np.inf, np.inf, np.inf])
-    if next(once) < family.bounded:
-        wire_bytes = hops * (ground.size_bytes + PROBES * ground.probe_bytes)
-        joules_left = generous * walk.visits * spent
-        budget[1:] = SPARE * np.array([journey_s, wire_bytes, joules_left])
-
-    down = np.full((n, 2), np.inf)
-    struck = node[7] < _between(family.outages, next(once))
-    struck[home] = False
-    down[struck, 0] = journey_s * node[8, struck]
-    down[struck, 1] = journey_s * (node[8, struck] + OUTAGE * node[9, struck])
-
-    t = ground.skills
-    return KnowledgeNetwork(
-        name=ground.name,
-        position=ground.position,
-        neighbours=ground.neighbours,
-        transfer_s=ground.transfer_s,
-        probe_s=ground.probe_s,
-        links=ground.links,
-        has_data=rows.held > 0,
-        is_mpvu=roles.is_mpvu,
-        home=home,
-        clean=rows.clean,
-        wrong=rows.wrong,
-        shown=told.labels,
-        shown_samples=told.samples,
-        shows_labels=told.shows_labels,
-        quality=told.quality,
-        freshness_s=-family.age_s * np.log1p(-node[10]),
-        probe_allowed=told.probe_allowed,
-        samples_per_s=speed,
-        shown_per_s=shown_speed,
-        joules_per_sample=joules,
-        queue=-family.queue * np.log1p(-rng.random(n)),
-        down=down,
-        classes=np.full(t, ground.classes),
-        target=walk.target,
-        reference=np.full(t, ground.reference),
-        test=np.full(t, ground.test),
-        epochs=task.epochs,
-        budget=budget,
-        size_bytes=ground.size_bytes,
-        probe_bytes=ground.probe_bytes,
-        dynamics=tuple(Dynamics(*row) for row in constants.tolist()),
-        layout=ground.layout,
-        skills=SKILLS[:t],
-        fit_epochs=ground.fit_epochs,
-    )
+    (drawn,), curves = teachable(family, pool, rng, 1)
+    return wish(family, drawn, curves[0], rng)
 
 
-class _Roles(NamedTuple):
-    home: int
-    is_mpvu: Bools
-    mpvus: Ints
-    data: Ints
-    """Nodes that hold data, the bad ones first."""
-    bad: int
-    """How many."""
+def teachable(
+    family: Family, pool: Pool, rng: np.random.Generator, count: int
+) -> tuple[tuple[KnowledgeNetwork, ...], list[Floats]]:
+    """Return networks that have something to teach, and what they can: see `reach`.
 
-
-class _Rows(NamedTuple):
-    clean: Floats
-    wrong: Floats
-    held: Floats
-    """[N] training rows of all skills."""
-    share_wrong: Floats
-    """[N]"""
-
-
-class _Told(NamedTuple):
-    labels: Floats
-    samples: Floats
-    shows_labels: Bools
-    quality: Floats
-    probe_allowed: Bools
-
-
-class _Walk(NamedTuple):
-    target: Floats
-    visits: float
-    """A walk over the good nodes needs so many to reach it."""
-
-
-def _between(span: Shares, u: float) -> float:
-    return span[0] + (span[1] - span[0]) * u
-
-
-@overload
-def _scaled(span: Range, u: float) -> float: ...
-@overload
-def _scaled(span: Range, u: Floats) -> Floats: ...
-def _scaled(span: Range, u: float | Floats) -> float | Floats:
-    out: float | Floats = span[0] * (span[1] / span[0]) ** u
-    return out
-
-
-def _roles(family: Family, n: int, order: Ints, once: Iterator[float]) -> _Roles:
-    low, high = family.mpvus
-    mpvus = order[1 : 1 + low + int((high - low + 1) * next(once))]
-    others = order[1 + len(mpvus) :]
-    data = others[: max(2, round(_between(family.data_share, next(once)) * len(others)))]
-    is_mpvu = np.zeros(n, np.bool_)
-    is_mpvu[mpvus] = True
-    bad = round(_between(family.bad, next(once)) * len(data))
-    return _Roles(int(order[0]), is_mpvu, mpvus, data, min(bad, len(data) - 1))
-
-
-def _rows(
-    family: Family, ground: Ground, roles: _Roles, rng: np.random.Generator, once: Iterator[float]
-) -> _Rows:
-    n, d = len(ground.position), len(roles.data)
-    shape = (d, ground.skills, ground.classes)
-    spread = family.volume_spread
-    rows = np.exp(spread * rng.standard_normal(shape[:2]) - spread * spread / 2)
-    rows *= _scaled(ground.task.rows, next(once))
-    share = _between(family.skill_share, next(once))
-    if share < 1 and ground.skills > 1:
-        lot = rng.random(shape[:2])
-        holds = (lot < share) | (lot == lot.min(1, keepdims=True))
-        holds[-1] = True  # a good node, so that each skill can be learnt somewhere
-        rows *= holds
-    sharded = next(once) < family.shards
-    alpha, u = SHARD_ALPHA if sharded else _scaled(family.alpha, next(once)), next(once)
-    mix = rng.standard_gamma(alpha, shape)
-    if sharded:
-        low, high = family.shard_classes
-        mix *= rng.random(shape).argsort(2) < low + int((high - low + 1) * u)
-    mix *= (rows / np.maximum(mix.sum(2), TINY))[..., None]
-    if ground.task.supply:
-        mix *= np.minimum(1.0, ground.task.supply / np.maximum(mix.sum(0), TINY))
-    chance = rng.random((3, *shape))
-    true = np.floor(mix + chance[0])
-    bad = np.zeros((d, 1, 1))
-    bad[: roles.bad, 0, 0] = np.interp(rng.random(roles.bad), (0, 1), family.wrong)
-    missed = np.floor(true * bad + chance[1])
-    # A wrong label is any of the other classes.
-    astray = (missed.sum(2, keepdims=True) - missed) / (ground.classes - 1)
-    full = np.zeros((2, n, ground.skills, ground.classes))
-    full[0, roles.data] = true - missed
-    full[1, roles.data] = np.floor(astray + chance[2])
-    share_wrong = np.zeros(n)
-    share_wrong[roles.data] = bad[:, 0, 0]
-    return _Rows(full[0], full[1], full.sum((0, 2, 3)), share_wrong)
-
-
-def _told(
-    family: Family, ground: Ground, rows: _Rows, lot: Floats, rng: np.random.Generator,
-    once: Iterator[float],
-) -> _Told:  # fmt: skip
-    """Return what nodes say of their rows; `lot` is [5, N], drawn uniformly."""
-    labels = rows.clean + rows.wrong
-    stale = lot[0] < _between(family.stale, next(once))
-    if stale.any():
-        labels[stale] = np.floor(labels[stale] * rng.random(labels[stale].shape))
-    samples = labels.sum(2)
-    lies = lot[1] < _between(family.liars, next(once))
-    if lies.any():
-        samples[lies] = np.floor(samples[lies] * _scaled(family.lie, next(once)))
-        labels[lies] = samples[lies][..., None] / ground.classes
-    shows = lot[2] >= _between(family.withheld, next(once))
-    labels[~shows] = 0.0
-    admits = lot[3] < _between(family.honest, next(once))
-    allowed = lot[4] >= _between(family.refused, next(once))
-    if ground.probe_bytes > PROBE_MAX_BYTES:
-        allowed[:] = False
-    return _Told(
-        labels,
-        samples,
-        np.repeat(shows[:, None], ground.skills, axis=1),
-        np.where(admits & ~lies, 1 - rows.share_wrong, 1.0),
-        allowed,
-    )
-
-
-def _constants(family: Family, ground: Ground, rng: np.random.Generator) -> Floats:
-    """Return the constants of learning [T, F]: of a ceiling, what it lacks is randomised."""
-    fit = ground.constants
-    out = fit.copy()
-    if family.randomised:
-        factor = np.exp(family.randomised * rng.standard_normal(out.shape))
-        out *= factor
-        out[:, CEILING] = 1 - (1 - fit[:, CEILING]) * factor[:, CEILING]
-        out = np.minimum(np.maximum(out, LEAST), MOST)
-    out[:, START] = 1 / ground.classes
-    return out
-
-
-def _walk(
-    family: Family, ground: Ground, roles: _Roles, rows: _Rows, constants: Floats, u: float
-) -> _Walk:
-    """Return what a walk over the good nodes, all as often, comes to, and how soon.
-
-    A visit's effect, linear between two levels of knowledge, tells the level that the mean visit
-    leaves as it is. A walk ends well at the node that is best from there.
+    Raises:
+        ScenarioError: If the family has hardly any.
     """
-    law = Dynamics(*constants.T)
-    clean = rows.clean[roles.data[roles.bad :]].swapaxes(0, 1)[:, None]  # [T, 1, G, C]
-    top = constants[:, CEILING, None]
-    shape = (ground.skills, 2, *clean.shape[2:])
-    good = np.broadcast_to(clean, shape)
-    known = np.broadcast_to(top[:, None, None] * LEVELS[:, None, None], shape)
-    after = moved(known, good, 0.0, 0.0, law, ground.task.epochs / ground.fit_epochs)
-    low, slope = after[:, 0], (after[:, 1] - after[:, 0]) / (top * np.diff(LEVELS))[:, None]
-    keeps = np.minimum(np.maximum(slope.mean(1), 0.0), KEPT)
-    end = (low.mean(1) - keeps * top * LEVELS[0]) / (1 - keeps)
-    end = np.minimum(np.maximum(end, TINY), top)
-    last = low + slope * (end - top * LEVELS[0])[:, None]
-    last = np.minimum(np.maximum(last, TINY), top[:, None])
-    found = accuracy(last, np.ones_like(last), law)  # [T, G]
-    found = found[:, found.sum(0).argmax()]
-    chance = 1 / ground.classes
-    share = _between(family.target, u)
-    # Where even a good end is worse than chance, a part of that is all that can be asked.
-    target = share * found + np.where(found > chance, (1 - share) * chance, 0.0)
-    visits = math.log(1 - min(share, 0.99)) / math.log(max(float(keeps.mean()), 0.1))
-    return _Walk(np.floor(1000 * target) / 1000, visits)
+    networks: list[KnowledgeNetwork] = []
+    curves: list[Floats] = []
+    for _ in range(TRIES):
+        drawn = [world(family, pool, rng) for _ in range(count - len(networks))]
+        for network, curve in zip(drawn, reach(drawn, int(rng.integers(2**31))), strict=True):
+            if _rise(network, curve).max() >= LEAST_RISE:
+                networks.append(network)
+                curves.append(curve)
+        if len(networks) == count:
+            return tuple(networks), curves
+    allowed = f"fewer than 1 in {TRIES} of its networks teach a model half of what there is to know"
+    raise ScenarioError("family", family.to_dict(), allowed)
+
+
+def reach(networks: Sequence[KnowledgeNetwork], seed: int) -> list[Floats]:
+    """Return for each network [V + 1, T] the accuracy of a model led round its good nodes.
+
+    Args:
+        networks: The networks.
+        seed: Of the order of the nodes.
+    """
+    limits = Limits.of(networks)
+    batch = Networks(len(networks), limits)
+    for row, network in enumerate(networks):
+        batch.put(row, network)
+    learner = Surrogate(batch)
+    rows = np.arange(len(networks))
+    keys: Keys = rows.astype(np.uint64) + np.uint64(seed)
+    order = [_order(network, np.random.default_rng([seed, row])) for row, network in
+             enumerate(networks)]  # fmt: skip
+    models, visits = learner.fresh(rows), np.zeros((len(rows), limits.nodes))
+    classes = batch.classes
+    weights = (np.arange(limits.classes) < np.maximum(1, classes)[..., None]).astype(np.float64)
+    curve = [accuracy(models, weights, batch.dynamics)]
+    for step in range(VISITS):
+        nodes = np.array([nodes[step % len(nodes)] for nodes in order])
+        at = At(keys, np.full(len(rows), step), np.zeros(len(rows)))
+        models = learner.visit(rows, nodes, visits[rows, nodes], models, at)
+        visits[rows, nodes] += 1
+        curve.append(accuracy(models, weights, batch.dynamics))
+    return [c[:, : len(n.classes)] for c, n in zip(np.stack(curve, axis=1), networks, strict=True)]
+
+
+def wish(
+    family: Family, network: KnowledgeNetwork, curve: Floats, rng: np.random.Generator
+) -> KnowledgeNetwork:
+    """Return the network with targets and a budget drawn.
+
+    Args:
+        family: What to draw from.
+        network: The network.
+        curve: [V + 1, T], by `reach`.
+        rng: The source of what is drawn.
+    """
+    chance = 1 / network.classes
+    best = int(_rise(network, curve).argmax())
+    share = between(family.target, rng.random())
+    target = np.maximum(chance + share * (curve[best] - chance), chance)
+    visits = max(1, int((curve[: best + 1] >= target).all(axis=1).argmax()))
+    generous = scaled(family.budget, rng.random())
+    budget, journey_s = _budget(network, visits, generous)
+    if rng.random() >= family.bounded:
+        budget[1:] = np.inf
+    n = network.num_nodes
+    struck = rng.random(n) < between(family.outages, rng.random())
+    struck[network.home] = False
+    begin, last = journey_s * rng.random(n), journey_s * OUTAGE * rng.random(n)
+    down = np.where(struck[:, None], np.stack([begin, begin + last], axis=1), np.inf)
+    return replace(network, target=np.floor(1000 * target) / 1000, budget=budget, down=down)
+
+
+def _rise(network: KnowledgeNetwork, curve: Floats) -> Floats:
+    """Return [V + 1] the way from chance to perfect, mean over the skills."""
+    chance = 1 / network.classes
+    rise: Floats = ((curve - chance) / (1 - chance)).mean(axis=1)
+    return rise
+
+
+def _order(network: KnowledgeNetwork, rng: np.random.Generator) -> list[int]:
+    held = network.clean.sum(axis=(1, 2)) + network.wrong.sum(axis=(1, 2))
+    share = network.wrong.sum(axis=(1, 2)) / np.maximum(held, 1.0)
+    data = np.flatnonzero(network.has_data)
+    good = data[share[data] <= GOOD]
+    chosen: list[int] = rng.permutation(good if len(good) else data).tolist()
+    return chosen
+
+
+def _budget(network: KnowledgeNetwork, visits: int, generous: float) -> tuple[Floats, float]:
+    """Return a budget for so many visits, and the seconds that they take."""
+    data, home = np.flatnonzero(network.has_data), network.home
+    mpvus = np.flatnonzero(network.is_mpvu)
+    third, ways = max(1, len(data) // 3), np.ix_(data, data)
+    step = float(np.sort(network.links[ways], axis=1)[:, 1 : 1 + third].mean())
+    errands = float(network.links[home, mpvus].mean() + network.links[home].mean())
+    hops = math.ceil(generous * (visits * step + 2 * errands))
+    hop_s = float(network.transfer_s[ways].sum() / max(1, network.links[ways].sum()))
+    held = (network.clean[data] + network.wrong[data]).sum(axis=(1, 2)) * network.epochs
+    journey_s = generous * visits * float((held / network.samples_per_s[data]).mean())
+    journey_s += hops * hop_s
+    wire_bytes = hops * (network.size_bytes + PROBES * network.probe_bytes)
+    joules = generous * visits * float((held * network.joules_per_sample[data]).mean())
+    return np.array([hops, *(SPARE * np.array([journey_s, wire_bytes, joules]))]), journey_s

@@ -119,10 +119,10 @@ class Family:
     outages: Shares = (0.0, 0.0)
     """Nodes, home excepted, that are out of reach for a while."""
 
-    target: Shares = (0.75, 0.97)
-    """Way from chance to what a walk over the good nodes comes to if it ends well."""
-    budget: Range = (1.5, 4.0)
-    """Links allowed, as a multiple of what a cheap walk to the target needs."""
+    target: Shares = (0.45, 0.8)
+    """Way from chance to the best that a model comes to which is led round the good nodes."""
+    budget: Range = (3.0, 10.0)
+    """Links allowed, as a multiple of what that model needs to the target, led by short ways."""
     bounded: Share = 0.0
     """Share of packets whose seconds, bytes and joules are bounded too, twice as generously."""
     randomised: NotNegative = 0.0

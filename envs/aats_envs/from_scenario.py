@@ -202,6 +202,7 @@ def _network(
         position=np.array([site.position for site in scenario.network.sites]),
         neighbours=wires.joined,
         transfer_s=found.transfer_s,
+        shown_transfer_s=found.shown_s,
         probe_s=found.probe_s,
         links=found.links,
         has_data=has_data,
@@ -263,7 +264,7 @@ def _sizes(manifest: Manifest, config: PacketConfig) -> tuple[float, float]:
 def _moved(found: Ways, at: Ints) -> Ways:
     """Return the ways between nodes whose data are worked on at `at`."""
     grid = np.ix_(at, at)
-    return Ways(found.transfer_s[grid], found.probe_s[grid], found.links[grid])
+    return Ways(found.transfer_s[grid], found.shown_s[grid], found.probe_s[grid], found.links[grid])
 
 
 def _outages(scenario: Scenario, names: Sequence[NodeId]) -> Floats:

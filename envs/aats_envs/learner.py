@@ -17,7 +17,6 @@ from aats.learning.dynamics import (
     scattered,
     shaken,
 )
-from aats.learning.surrogate import FITTED_EPOCHS
 from aats_envs.batch import Networks
 from aats_envs.chance import Keys, Stream, normals
 from aats_envs.network import Floats, Ints
@@ -93,7 +92,7 @@ class Surrogate:
         after = moved(
             models, net.clean[rows, nodes], net.wrong[rows, nodes].sum(axis=-1),
             np.repeat(visits[:, None], self._shape[0], axis=1), law,
-            (net.epochs[rows] / FITTED_EPOCHS)[:, None], self._classes(rows),
+            (net.epochs[rows] / net.fit_epochs[rows])[:, None], self._classes(rows),
         )  # fmt: skip
         draws = at.normals(Stream.VISIT, self._shape[0] * self._shape[1])
         return shaken(after, draws.reshape(after.shape), law)

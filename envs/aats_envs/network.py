@@ -33,6 +33,8 @@ class KnowledgeNetwork:
 
     transfer_s: Floats
     """[N, N] to move the packet, hand-over included."""
+    shown_transfer_s: Floats
+    """[N, N] the same as nodes reckon it from adverts, without the hand-over."""
     probe_s: Floats
     """[N, N] from a question until the answer is back, the work there not counted."""
     links: Ints

@@ -53,6 +53,7 @@ class Ground:
     position: Floats
     neighbours: Bools
     transfer_s: Floats
+    shown_s: Floats
     probe_s: Floats
     links: Ints
     step: float
@@ -127,6 +128,7 @@ def _ground(
         position=np.array([site.position for site in layout.sites]),
         neighbours=wires.joined,
         transfer_s=found.transfer_s,
+        shown_s=found.shown_s,
         probe_s=found.probe_s,
         links=found.links,
         step=float(np.sort(found.links, axis=1)[:, 1 : 1 + third].mean()),

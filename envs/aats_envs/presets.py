@@ -56,7 +56,6 @@ TRAIN = Family(
     bandwidth_mbps=(5.0, 1000.0),
     latency_ms=(1.0, 30.0),
     outages=(0.0, 0.15),
-    budget=(1.5, 5.0),
     bounded=0.2,
     randomised=0.3,
 )

@@ -420,7 +420,7 @@ class Simulator:
 
         clock, down = self.spent[rows, SECONDS, None], net.down[rows]
         away = (down[..., 0] <= clock) & (clock < down[..., 1]) & (every != here[:, None])
-        seconds = stop(np.where(away, np.inf, net.transfer_s[rows, here]))
+        seconds = stop(np.where(away, np.inf, net.shown_transfer_s[rows, here]))
         kind = np.full(seconds.shape, int(Kind.MPVU))
         kind[:, :n] = np.where(net.has_data[rows], Kind.DATA, Kind.NONE)
         kind[:, n:][others < 0] = Kind.NONE

@@ -13,17 +13,17 @@ from aats.config import load_scenario
 from aats.config.read import read
 from aats.errors import ScenarioError
 from aats_envs.batch import Limits, Source
-from aats_envs.draw import draw
+from aats_envs.draw import teachable, wish
 from aats_envs.family import Family
 from aats_envs.from_scenario import from_scenario, reseeded
-from aats_envs.network import KnowledgeNetwork
+from aats_envs.network import Floats, KnowledgeNetwork
 from aats_envs.pool import Pool
 from aats_envs.presets import preset as family_of
 from aats_envs.simulator import Reward, Simulator
 
 DEFAULT = "train"
 """The preset where nothing else is asked for."""
-LAYOUTS = 256
+NETWORKS = 512
 VARIANTS = 32
 MIN_K = 6
 """Home, four MPVUs and one data node have a row each."""
@@ -38,22 +38,18 @@ class FamilySource:
 
     Args:
         family: The family.
-        pool_size: Layouts drawn in advance.
+        pool_size: Networks drawn in advance; targets, budgets and outages are drawn afresh.
     """
 
-    def __init__(self, family: Family, pool_size: int = LAYOUTS) -> None:
-        self._family, self._pool = family, _pool(family, pool_size)
-        grounds = self._pool.grounds
-        self.limits = Limits(
-            nodes=max(len(ground.position) for ground in grounds),
-            mpvus=family.mpvus[1],
-            skills=max(ground.skills for ground in grounds),
-            classes=max(ground.classes for ground in grounds),
-        )
+    def __init__(self, family: Family, pool_size: int = NETWORKS) -> None:
+        self._family = family
+        self._networks, self._curves = _networks(family, pool_size)
+        self.limits = Limits.of(self._networks)
 
     def draw(self, rng: np.random.Generator) -> KnowledgeNetwork:
         """See `Source`."""
-        return draw(self._family, self._pool, rng)
+        i = rng.integers(len(self._networks))
+        return wish(self._family, self._networks[i], self._curves[i], rng)
 
 
 class ScenarioSource:
@@ -66,13 +62,7 @@ class ScenarioSource:
 
     def __init__(self, path: Path, pool_size: int = VARIANTS) -> None:
         self._networks = _variants(path.resolve(), pool_size)
-        shapes = [network.clean.shape for network in self._networks]
-        self.limits = Limits(
-            nodes=max(n for n, _, _ in shapes),
-            mpvus=max(int(network.is_mpvu.sum()) for network in self._networks),
-            skills=max(t for _, t, _ in shapes),
-            classes=max(c for _, _, c in shapes),
-        )
+        self.limits = Limits.of(self._networks)
 
     def draw(self, rng: np.random.Generator) -> KnowledgeNetwork:
         """See `Source`."""
@@ -80,8 +70,8 @@ class ScenarioSource:
 
 
 @lru_cache(maxsize=8)  # environments made one by one are many, their families few
-def _pool(family: Family, size: int) -> Pool:
-    return Pool(family, size)
+def _networks(family: Family, size: int) -> tuple[tuple[KnowledgeNetwork, ...], list[Floats]]:
+    return teachable(family, Pool(family, size), np.random.default_rng(family.seed), size)
 
 
 @lru_cache(maxsize=8)
@@ -107,7 +97,7 @@ def source_of(
         preset: A family by name.
         scenario: Folder or file of a scenario.
         family: A family's values.
-        pool_size: Layouts of a family, or seeds of a scenario.
+        pool_size: Networks of a family, or seeds of a scenario.
 
     Raises:
         ScenarioError: If more than one is named, or what is named is not right.
@@ -121,7 +111,7 @@ def source_of(
     if scenario:
         return ScenarioSource(Path(scenario), pool_size or VARIANTS)
     drawn = Family.from_dict(dict(family)) if family else family_of(preset or DEFAULT)
-    return FamilySource(drawn, pool_size or LAYOUTS)
+    return FamilySource(drawn, pool_size or NETWORKS)
 
 
 def simulator_of(

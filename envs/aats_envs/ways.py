@@ -74,6 +74,8 @@ class Ways:
 
     transfer_s: Floats
     """[N, N]"""
+    shown_s: Floats
+    """[N, N] of a transfer as the map reckons it: what a packet sees."""
     probe_s: Floats
     """[N, N]"""
     links: Ints
@@ -107,6 +109,7 @@ def ways(wires: Wires, size_bytes: float, probe_bytes: float) -> Ways:
     links = _along(seconds, before, np.ones((n, n)))
     return Ways(
         _along(seconds, before, move_s),
+        seconds,
         _along(near, nearby, ask_s),
         np.where(np.isfinite(links), links, n).astype(np.int64),
     )
