@@ -16,21 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from aats.compose import build_packets, build_world, compose, measure_on
+from aats.compose import build_packets, compose, measure_on
 from aats.config import Scenario
 from aats.config.load import load_scenario
 from aats.errors import ScenarioError
 from aats.faults import FaultPlan, check_live
-from aats.ids import NodeId, PacketId
+from aats.ids import NodeId
 from aats.oam.compare import Outcome, plain, summarise, table
 from aats.oam.plots import bad_nodes, comparison, svg
 from aats.oam.progress import Progress, human_bytes, progress
 from aats.oam.rundir import new_run_dir, tidied, write_run
 from aats.oam.view import Event, RunView
 from aats.options import Exit, Format, LaunchOptions, World
-from aats.packet import Header
-from aats.payload import Payload
-from aats.sim.network import SimulatedWorld
+from aats.simulate import Delivered, simulate
 
 if TYPE_CHECKING:
     from aats.live import LiveWorld
@@ -39,8 +37,6 @@ if TYPE_CHECKING:
 EVENTS = "events.jsonl"
 TABLE_WIDTH = 130
 """Columns of a comparison that goes into a file or a pipe."""
-
-Delivered = dict[PacketId, tuple[Header, Payload]]
 
 
 def execute(options: LaunchOptions) -> Exit:
@@ -163,30 +159,6 @@ def _tell(view: RunView, run_dir: Path) -> None:
 # --- the simulated world ----------------------------------------------------------------------
 
 
-class _SimBreaker:
-    """A simulated world as a fault plan sees it."""
-
-    def __init__(self, world: SimulatedWorld) -> None:
-        self._world = world
-
-    def later(self, after_s: float, act: Callable[[], None]) -> None:
-        self._world.kernel.after(after_s, act)
-
-    def crash(self, node: NodeId) -> None:
-        self._world.crash(node)
-
-    def restart(self, node: NodeId) -> None:
-        self._world.restart(node)
-
-    def partition(self, nodes: Collection[NodeId], for_s: float) -> None:
-        now = self._world.now
-        self._world.partition(nodes, now, now + for_s)
-
-    def lose(self, loss: float, link: tuple[NodeId, NodeId] | None, for_s: float) -> None:
-        now, world = self._world.now, self._world
-        world.lose(loss, [world.link(*link)] if link else world.links, now, now + for_s)
-
-
 def run_simulated(scenario: Scenario, run_dir: Path | None, watch: Watch) -> Delivered:
     """Run a scenario on the virtual clock; return the packets that came home.
 
@@ -198,31 +170,10 @@ def run_simulated(scenario: Scenario, run_dir: Path | None, watch: Watch) -> Del
     """
     watch.say("dealing the data out")
     plan = compose(scenario)
-    breaker: list[FaultPlan] = []
-    lines = (run_dir / EVENTS).open("w", encoding="utf-8") if run_dir else None
-
-    def sink(line: str) -> None:
-        if lines:
-            lines.write(line + "\n")
-        event = json.loads(line)
-        watch.event(event)
-        for faults in breaker:
-            faults.event(event)
-
-    try:
-        world = build_world(scenario, plan, sink)
-        breaker.append(FaultPlan(scenario.faults, _SimBreaker(world)))
-        world.start()
-        breaker[0].start()
-        wanted = len(scenario.packets)
-        world.run(
-            scenario.scenario.limit_s,
-            lambda: len({d.header.id for d in world.deliveries}) >= wanted,
-        )
-    finally:
-        if lines:
-            lines.close()
-    return {d.header.id: (d.header, d.payload) for d in world.deliveries}
+    if run_dir is None:
+        return simulate(scenario, plan, watch.event)
+    with (run_dir / EVENTS).open("w", encoding="utf-8") as lines:
+        return simulate(scenario, plan, watch.event, lambda line: lines.write(line + "\n"))
 
 
 # --- the live world ---------------------------------------------------------------------------
