@@ -43,6 +43,7 @@ from aats.packet import (
 )  # fmt: skip
 from aats.payload import Payload, pack
 from aats.roles.data import NodeData, SkillData
+from aats.roles.owner import make_packet
 from aats.wire import encode_task
 
 NODE = NodeId("worker")
@@ -136,6 +137,32 @@ async def test_a_visit_runs_in_a_process_of_its_own_and_answers(bench: Bench) ->
     header, _ = _packet(Plugin("noop"))
     assert result.manifest == header.manifest
     assert not (bench.directory / "outcome").exists()
+
+
+@pytest.mark.parametrize("there_before", [0, 8, 4096])
+async def test_a_visit_writes_what_leaves_and_not_what_came(
+    bench: Bench, there_before: int
+) -> None:
+    y = np.arange(60) % 2
+    rows = SkillData.of("a", y[:, None].astype(np.float32), y, num_classes=2)
+    save_data(bench.directory / FILE_NAME, NodeData.of(rows))
+    header, payload = make_packet(
+        OWNER,
+        Architecture("surrogate", {"classes": {"a": 2}}),
+        (Target("a", 0.9),),
+        created=0.0,
+        method=Plugin("surrogate"),
+    )
+    if there_before:
+        (bench.directory / "outcome").write_bytes(b"\xff" * there_before)
+    event = await bench.executor.run(bench.job(VisitTask(header, NODE), payload), 30.0)
+    assert isinstance(event.result, VisitResult)
+    new = event.result.manifest
+    assert new.version() != payload.manifest.version()
+    left = (bench.directory / "outcome").read_bytes()
+    Payload(new, memoryview(left)).verify()
+    assert len(left) == max(new.total, there_before)
+    assert (bench.directory / "payload").read_bytes() == bytes(payload.arena)
 
 
 @pytest.mark.parametrize(
