@@ -33,11 +33,11 @@ class Prior:
 
     cost: float = 1.0
     """For seconds of transfer and work: 1 is gain per second, 0 gain alone."""
-    need: float = 0.5
+    need: float = 1.0
     """For what is lacking times what the node has of it."""
     balance: float = 1.0
     """For how even the classes used would be after a visit, where the labels are known."""
-    last: float = 5.0
+    last: float = 20.0
     """For what the last visit there changed of the skill."""
     patience: float = 8.0
     """Hops after which a visited node counts half of a new one; 0 or more."""
@@ -45,7 +45,7 @@ class Prior:
     """Hops after which a remembered probe counts half; above 0."""
     unprobed: float = 0.5
     """Share of the best gain that a node not asked is expected to bring; above 0."""
-    floor: float = 0.02
+    floor: float = 0.2
     """Merit of a node whose probe did not help; above 0."""
     trust: float = 1.0
     """For the share of visits that went well."""

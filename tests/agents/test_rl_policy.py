@@ -198,7 +198,7 @@ def test_the_heuristic_is_a_policy_with_weights_as_parameters() -> None:
     logits = Prior().logits(seen.features, seen.globals, seen.mask)
     assert usual.index == np.where(seen.mask, logits, -np.inf).argmax()
     assert usual.scores[seen.candidates[usual.index].node] == 0
-    careless = load_policy(Plugin("greedy-prior", {"cost": 0, "need": 20.0, "balance": 0}))
+    careless = load_policy(Plugin("greedy-prior", {"cost": 0, "need": 500.0, "balance": 0}))
     chosen = careless.choose(seen, RNG).index
     need = np.where(seen.mask, column(seen.features, "need_supply"), -1)
     assert chosen == need.argmax() != usual.index
