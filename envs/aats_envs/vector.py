@@ -108,7 +108,8 @@ class KnowledgeNetworkVectorEnv(VectorEnv[Observed, npt.NDArray[np.int64], npt.N
         """Step every row; see `KnowledgeNetworkEnv.step`."""
         episodes = self._episodes
         outcome = episodes.step(actions)
-        ended = np.flatnonzero(outcome.terminated | outcome.truncated)
+        truncated = episodes.sim.steps >= episodes.sim.max_steps  # as Gymnasium's TimeLimit has it
+        ended = np.flatnonzero(outcome.terminated | truncated)
         final: dict[str, Any] = {}
         if len(ended):
             episodes.finish(ended, outcome)
@@ -119,7 +120,7 @@ class KnowledgeNetworkVectorEnv(VectorEnv[Observed, npt.NDArray[np.int64], npt.N
             episodes.begin(ended, self._keys(ended.tolist()))
         episodes.sim.look()
         info = self._told() | final
-        return episodes.seen(), outcome.reward, outcome.terminated, outcome.truncated, info
+        return episodes.seen(), outcome.reward, outcome.terminated, truncated, info
 
     def _keys(self, rows: Sequence[int]) -> list[int]:
         return [key_of(self._generators[row]) for row in rows]
