@@ -180,11 +180,13 @@ def moved(
 def shaken(known: Floats, draws: Floats, dynamics: Dynamics) -> Floats:
     """Return knowledge [..., C] with the scatter of a visit, from standard normal draws [..., C].
 
-    What is not known at all, or wholly, does not scatter.
+    What is not known at all, or wholly, does not scatter; nothing scatters above the ceiling,
+    or luck would add up to knowledge that nobody has to give.
     """
-    noise = _column(_Aligned(dynamics, max(known.ndim, draws.ndim) - 1).visit_noise)
-    out: Floats = known + 4 * noise * known * (1 - known) * draws
-    return np.minimum(np.maximum(out, 0.0), 1.0)
+    law = _Aligned(dynamics, max(known.ndim, draws.ndim) - 1)
+    out: Floats = known + 4 * _column(law.visit_noise) * known * (1 - known) * draws
+    top = np.maximum(known, _column(law.ceiling))
+    return np.minimum(np.maximum(out, 0.0), top)
 
 
 def accuracy(known: Floats, weights: Floats, dynamics: Dynamics) -> Floats:

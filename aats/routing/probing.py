@@ -10,6 +10,8 @@ from aats.routing.policy import BoolArray, FloatArray
 MIN_MEMORY = 4.0
 """Hops that a probe holds at least. It holds until the packet is twice as old as it was then:
 what a young model gains says little of what an older one will."""
+MOST_COST = 0.5
+"""What a probe may cost, in visits to the same node: where it costs more, a visit tells as much."""
 SUSPECT_MEMORY = 4.0
 """A node whose probe found no gain is left alone that many times longer."""
 
@@ -42,7 +44,7 @@ def worth(features: FloatArray, globals: FloatArray, mask: BoolArray, count: int
         & (column("has_probe") == 0)
         & (column("hurt") == 0)
         & ~remembered
-        & (_seconds(column("log_probe")) < cost_s)
+        & (_seconds(column("log_probe")) < MOST_COST * cost_s)
         & (visits > 0)[..., None]
     )
     fresh = 1 + np.where(column("is_new") > 0, MAX_HOPS, _hops(column("hops_since")))

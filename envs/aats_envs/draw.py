@@ -30,7 +30,7 @@ PROBES = 8
 """Links that probes cross for each link that the packet does, roughly."""
 SPARE = 2.0
 """How much more generous the budgets of time, bytes and energy are than that of hops."""
-LEAST_RISE = 0.5
+LEAST_RISE = 0.3
 """Of the way from chance to perfect that a model led round must have come at its best: a network
 where it does not has little to teach by visits alone, and is drawn again."""
 TRIES = 50
@@ -68,7 +68,7 @@ def teachable(
                 curves.append(curve)
         if len(networks) == count:
             return tuple(networks), curves
-    allowed = f"fewer than 1 in {TRIES} of its networks teach a model half of what there is to know"
+    allowed = f"fewer than 1 in {TRIES} of its networks teach a model a third of what there is to know"
     raise ScenarioError("family", family.to_dict(), allowed)
 
 

