@@ -57,8 +57,7 @@ class Given:
 
     def __init__(self, networks: Sequence[KnowledgeNetwork]) -> None:
         self._networks, self._next = networks, 0
-        shapes = [(n.num_nodes, int(n.is_mpvu.sum()), *n.clean.shape[1:]) for n in networks]
-        self.limits = Limits(*(max(sizes) for sizes in zip(*shapes, strict=True)))
+        self.limits = Limits.of(networks)
 
     def draw(self, rng: np.random.Generator) -> KnowledgeNetwork:
         """Return the next one."""
@@ -153,6 +152,7 @@ def advertised(network: KnowledgeNetwork) -> KnowledgeNetwork:
         network,
         clean=clean,
         wrong=wrong,
+        transfer_s=network.shown_transfer_s,
         samples_per_s=network.shown_per_s,
         down=np.full_like(network.down, np.inf),
     )
