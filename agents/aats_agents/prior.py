@@ -31,29 +31,29 @@ class Prior:
     the best data node by the margin of belief over target; home is last until the packet returns.
     """
 
-    cost: float = 1.0
+    cost: float = 1.45
     """For seconds of transfer and work: 1 is gain per second, 0 gain alone."""
-    need: float = 1.0
+    need: float = 1.35
     """For what is lacking times what the node has of it."""
-    balance: float = 1.0
+    balance: float = 0.3
     """For how even the classes used would be after a visit, where the labels are known."""
-    last: float = 20.0
+    last: float = 16.0
     """For what the last visit there changed of the skill."""
-    patience: float = 8.0
+    patience: float = 9.0
     """Hops after which a visited node counts half of a new one; 0 or more."""
-    memory: float = 16.0
+    memory: float = 35.0
     """Hops after which a remembered probe counts half; above 0."""
-    unprobed: float = 0.5
+    unprobed: float = 0.15
     """Share of the best gain that a node not asked is expected to bring; above 0."""
-    floor: float = 0.2
+    floor: float = 0.3
     """Merit of a node whose probe did not help; above 0."""
-    trust: float = 1.0
+    trust: float = 0.9
     """For the share of visits that went well."""
-    hurt: float = 4.0
+    hurt: float = 1.2
     """Against a node whose last visit lowered the skill."""
-    gate: float = 5.0
+    gate: float = 1.5
     """For the margin of belief over target (10 points are 1), for an MPVU."""
-    verify: float = 0.5
+    verify: float = 0.8
     """For an MPVU where every target is believed met, against one where not."""
     home: float = 5.0
     """For home when the packet returns, against it before."""

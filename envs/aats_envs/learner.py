@@ -122,11 +122,11 @@ class Surrogate:
         # A node is probed at most once at each step, so it may stand for the stream's place.
         draws = normals(at.keys, at.steps, Stream.PROBE, 4 * t, nodes * 4 * t)
         draws = draws.reshape(len(rows), t, 4)
-        held = (clean.sum(axis=-1) + wrong.sum(axis=-1)) > 0
+        rows_held = clean.sum(axis=-1) + wrong.sum(axis=-1)
+        held = rows_held > 0
+        found = scattered(scores, draws, law, wrong.sum(axis=-1) / np.maximum(rows_held, 1.0))
         count = np.maximum(1, held.sum(axis=-1))
-        return Scores(
-            *(np.where(held, s, 0.0).sum(axis=-1) / count for s in scattered(scores, draws, law))
-        )
+        return Scores(*(np.where(held, score, 0.0).sum(axis=-1) / count for score in found))
 
     def _measured(self, rows: Ints, models: Floats, luck: Floats, n: Floats) -> Floats:
         classes = self._classes(rows)
