@@ -40,7 +40,8 @@ PROBE_AT = [FEATURES.index(name) for name in PROBE_COLUMNS]
 HOPS, SECONDS, BYTES, JOULES = range(4)
 COUNTED = (
     "steps", "spent", "hop", "trusted", "estimated", "met", "bias", "used", "since", "judged",
-    "visits", "failed", "last_hop", "last_gain", "hurt", "memory", "probe_bytes", "paid",
+    "visits", "verdicts", "failed", "last_hop", "verdict_hop", "last_gain", "hurt", "memory",
+    "probe_bytes", "paid",
 )  # fmt: skip
 """Fields of a row's state that begin at 0."""
 STATE = (*COUNTED, "keys", "at", "models", "belief", "last", "unit")
@@ -141,6 +142,9 @@ class Simulator:
         self.judged: Bools = np.zeros(size, np.bool_)
         """[B] whether an MPVU has measured it."""
         self.visits: Floats = np.zeros((size, n))
+        self.verdicts: Floats = np.zeros((size, n))
+        """[B, N] visits to MPVUs."""
+        self.verdict_hop: Floats = np.zeros((size, n))
         self.failed: Floats = np.zeros((size, n))
         self.last_hop: Floats = np.zeros((size, n))
         self.last_gain: Floats = np.zeros((size, n))
@@ -313,6 +317,8 @@ class Simulator:
         self.met[rows] = verdict >= net.target[rows]
         self.since[rows] = 0
         self.judged[rows] = True
+        self.verdicts[rows, self.at[rows]] += 1
+        self.verdict_hop[rows, self.at[rows]] = self.hop[rows]
 
     # --- what it sees ---
 
@@ -408,9 +414,12 @@ class Simulator:
         at = np.maximum(others, 0)
         every = np.arange(n)
 
-        def stop(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            """Return [n, N + M + 1] of values [n, N] of nodes."""
-            return np.concatenate([values, np.take_along_axis(values, at, axis=1)], axis=1)
+        def stop(
+            values: npt.NDArray[Any], others: npt.NDArray[Any] | None = None
+        ) -> npt.NDArray[Any]:
+            """Return [n, N + M + 1] of values [n, N] of nodes, of others where no data count."""
+            others = values if others is None else others
+            return np.concatenate([values, np.take_along_axis(others, at, axis=1)], axis=1)
 
         def data(values: npt.NDArray[Any], empty: float = 0) -> npt.NDArray[Any]:
             """Return [n, N + M + 1, ...] of values [n, N, ...] that only data nodes have."""
@@ -430,6 +439,8 @@ class Simulator:
         memory, hop = self.memory[rows], self.hop[rows, None]
         memory[..., 4] = np.where(memory[..., 0] > 0, hop - memory[..., 4], 0.0)
         since = np.where(visits > 0, hop - self.last_hop[rows], -1.0)
+        verdicts = self.verdicts[rows]
+        judged = np.where(verdicts > 0, hop - self.verdict_hop[rows], -1.0)
         return Stops(
             kind=kind,
             links=stop(net.links[rows, here]),
@@ -444,8 +455,8 @@ class Simulator:
             quality=data(net.quality[rows], 1.0),
             freshness_s=data(net.freshness_s[rows]),
             age_s=np.full(seconds.shape, ADVERT_AGE_S),
-            visits=data(visits),
-            hops_since=data(since, -1.0),
+            visits=stop(visits, verdicts),
+            hops_since=stop(since, judged),
             last_gain=data(self.last_gain[rows]),
             hurt=data(self.hurt[rows]),
             is_last=data(every == self.last[rows, None]),
