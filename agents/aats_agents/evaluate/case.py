@@ -11,6 +11,7 @@ import numpy as np
 from aats.config import Scenario, load_scenario
 from aats.errors import ScenarioError
 from aats.oam.plots import BAD_LABELS
+from aats_envs.family import Family
 from aats_envs.from_scenario import from_scenario, reseeded
 from aats_envs.network import Bools, KnowledgeNetwork
 from aats_envs.presets import DEPARTMENTS, DIGITS, PRESETS, preset
@@ -21,6 +22,8 @@ from aats_envs.to_scenario import to_scenario
 
 LAYOUTS = 64
 """Drawn in advance for each family."""
+REAL = DIGITS, DEPARTMENTS
+"""Tasks that there are real data for."""
 REAL_TASKS = {10: "digits", 2: "departments"}
 """Classes of a network's skills -> the data that have so many."""
 
@@ -91,7 +94,9 @@ def cases_of(
     found: list[Case] = []
     for name in names:
         if name in PRESETS:
-            found += _drawn(name, seeds, real=real, data=data)
+            family = preset(name, data=data)
+            family = replace(family, tasks=REAL) if real else family
+            found += drawn(name, family, seeds, real=real)
         elif Path(name).exists():
             found += _given(Path(name), seeds)
         else:
@@ -100,16 +105,19 @@ def cases_of(
     return found
 
 
-def _drawn(name: str, seeds: Sequence[int], *, real: bool, data: str) -> list[Case]:
-    family = preset(name, data=data)
-    if real:
-        family = replace(family, tasks=(DIGITS, DEPARTMENTS))
+def drawn(name: str, family: Family, seeds: Sequence[int], *, real: bool = False) -> list[Case]:
+    """Return cases of a family, one a seed.
+
+    Args:
+        name: What the family is called in the results.
+        family: What to draw from.
+        seeds: Of the episodes.
+        real: Whether every case shall have a scenario; the family must then draw tasks that have
+            real data.
+    """
     source = FamilySource(family, LAYOUTS)
-    cases = []
-    for seed in seeds:
-        case = Case(name, seed, source.draw(np.random.default_rng(seed)))
-        cases.append(in_earnest(case) if real else case)
-    return cases
+    cases = [Case(name, seed, source.draw(np.random.default_rng(seed))) for seed in seeds]
+    return [in_earnest(case) for case in cases] if real else cases
 
 
 def in_earnest(case: Case) -> Case:

@@ -1,0 +1,234 @@
+"""Does a policy that is cheaper in the environment cost less live? The same journeys, three times.
+
+Each policy takes a packet over the same network with the same seeds in the learning environment
+(training by formula), in the simulated world (real training, a virtual clock) and live (a daemon
+a node, links delayed and paced to their figures). Live runs go one after the other and take some
+ten seconds each; what is finished is kept in the folder `--out`, and a run that was interrupted
+goes on from there.
+
+    python benchmarks/sim_to_live.py --out DIR              # 10 seeds, about half an hour
+    python benchmarks/sim_to_live.py --quick --out DIR      # 2 seeds of one example, a minute
+
+Live, training takes as long as this machine takes, whatever speed a node advertises: routes are
+compared by what links cost. Read the live figures of a busy machine with care.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from common import Bar, finish, show
+from matplotlib.figure import Figure
+from scipy.stats import rankdata
+
+from aats.oam.plots import PACKET_COLOURS
+from aats.oam.progress import progress
+from aats.oam.view import RunView
+from aats.run import Watch, run_live
+from aats_agents.evaluate.case import Case, Journey, cases_of
+from aats_agents.evaluate.command import driven
+from aats_agents.evaluate.real import plugin_of, told, travel
+from aats_agents.evaluate.report import charged_s
+from aats_agents.evaluate.specs import Spec, spec_of
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+SCENARIOS = "healthcare", "digits20"
+POLICIES = "rl,minibatch,least-visited,random"
+ENV, SIM, LIVE = "environment", "simulated", "live"
+LIMIT_S = 180.0
+"""Of a live run."""
+CORRELATED, ALIKE = 0.7, 0.8
+"""Bars: rank correlation with the live cost, and share of pairs of policies ordered alike."""
+Results = dict[tuple[str, str, str, int], Journey]
+"""By world, policy, family, seed."""
+
+
+class Kept:
+    """Finished journeys, one a line of a file: what is there is not done again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.found: Results = {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            fields = json.loads(line)
+            self._take(fields.pop("world"), Journey(**fields))
+
+    def _take(self, world: str, journey: Journey) -> None:
+        self.found[world, journey.policy, journey.family, journey.seed] = journey
+
+    def get(self, world: str, spec: Spec, case: Case, make: Callable[[], Journey]) -> Journey:
+        """Return a journey, made if it is not there yet."""
+        key = world, spec.name, case.family, case.key
+        if key not in self.found:
+            self._take(world, make())
+            with self._path.open("a") as file:
+                file.write(json.dumps({"world": world, **asdict(self.found[key])}) + "\n")
+        return self.found[key]
+
+
+def live(spec: Spec, case: Case) -> Journey:
+    """Return the journey of a packet among real daemons."""
+    assert case.scenario is not None
+    (packet,) = case.scenario.packets
+    scenario = replace(
+        case.scenario,
+        packets=(replace(packet, policy=plugin_of(spec, case)),),
+        scenario=replace(case.scenario.scenario, limit_s=LIMIT_S),
+    )
+    view = RunView()
+    folder = Path(tempfile.mkdtemp(prefix="aats-live-"))
+    since = time.perf_counter()
+    try:
+        with progress(view, "", quiet=True) as shown:
+            asyncio.run(run_live(scenario, folder, Watch(view, shown)))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return told(spec.name, case, view, case.unit_s, LIMIT_S, time.perf_counter() - since)
+
+
+WORLDS: Mapping[str, Callable[[Spec, Case], Journey]] = {
+    ENV: lambda spec, case: driven(spec, [case])[0],
+    SIM: travel,
+    LIVE: live,
+}
+
+
+def logs(results: Results, world: str, keys: Sequence[tuple[str, str, int]]) -> np.ndarray:
+    """Return the logarithms of charged seconds, less their scenario's mean."""
+    values = np.log([charged_s(results[(world, *key)]) for key in keys])
+    families = np.array([family for _, family, _ in keys])
+    for family in set(families):
+        values[families == family] -= values[families == family].mean()
+    return values
+
+
+def agreement(
+    results: Results, world: str, names: Sequence[str], families: Mapping[str, Sequence[int]]
+) -> float:
+    """Return the share of pairs of policies whose median cost a world orders as live does."""
+    alike = []
+    for family, seeds in families.items():
+        median = {
+            (w, name): float(np.median([charged_s(results[w, name, family, s]) for s in seeds]))
+            for w in (world, LIVE) for name in names
+        }  # fmt: skip
+        alike += [
+            (median[world, a] < median[world, b]) == (median[LIVE, a] < median[LIVE, b])
+            for a, b in combinations(names, 2)
+        ]
+    return float(np.mean(alike))
+
+
+def scatter(
+    results: Results, names: Sequence[str], families: Mapping[str, Sequence[int]]
+) -> Figure:
+    """Draw live seconds over those of the other worlds; filled where both succeeded."""
+    figure = Figure(figsize=(9.5, 4.4))
+    for axes, world in zip(figure.subplots(1, 2, sharey=True), (ENV, SIM), strict=True):
+        for colour, name in zip(PACKET_COLOURS, names, strict=False):
+            for marker, (family, seeds) in zip("osD^", families.items(), strict=False):
+                pairs = [(results[world, name, family, s], results[LIVE, name, family, s])
+                         for s in seeds]  # fmt: skip
+                for met in (True, False):
+                    some = [(a.seconds, b.seconds) for a, b in pairs
+                            if (a.success and b.success) == met]  # fmt: skip
+                    if some:
+                        label = f"{name}, {family}" if met and world == ENV else None
+                        axes.plot(*zip(*some, strict=True), marker, color=colour, markersize=5,
+                                  fillstyle="full" if met else "none", label=label)  # fmt: skip
+        low, high = max(axes.get_xlim()[0], 1e-1), axes.get_xlim()[1]
+        axes.plot([low, high], [low, high], color="#adb5bd", linewidth=0.9, zorder=0)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel(f"seconds, {world}")
+        axes.grid(alpha=0.25, which="both")
+    figure.axes[0].set_ylabel("seconds, live")
+    figure.legend(fontsize=8, frameon=False, loc="lower center", ncols=4)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
+    return figure
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for what is finished")
+    parser.add_argument("--policies", default=POLICIES, help="separated by commas")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=100, help="the first of the seeds")
+    parser.add_argument("--quick", action="store_true", help="2 seeds of digits20, 3 policies")
+    args = parser.parse_args()
+    names = ["minibatch", "least-visited", "random"] if args.quick else args.policies.split(",")
+    scenarios = SCENARIOS[1:] if args.quick else SCENARIOS
+    seeds = range(args.seed, args.seed + (2 if args.quick else args.seeds))
+    specs = [spec_of(name) for name in names]
+    args.out.mkdir(parents=True, exist_ok=True)
+    kept = Kept(args.out / "journeys.jsonl")
+
+    families: dict[str, list[int]] = {}
+    cases: list[Case] = []
+    for scenario in scenarios:
+        found = cases_of([str(EXAMPLES / scenario)], seeds)
+        first = [case for case in found if case.family == found[0].family]  # its first packet
+        families[first[0].family] = [case.key for case in first]
+        cases += first
+    total, done = len(WORLDS) * len(cases) * len(specs), 0
+    for world, run in WORLDS.items():
+        for case in cases:
+            for spec in specs:
+                journey = kept.get(world, spec, case, lambda w=run, s=spec, c=case: w(s, c))
+                done += 1
+                print(
+                    f"{done}/{total}  {world}: {spec.name} on {case.family} seed {case.key}: "
+                    f"{journey.seconds:.1f} s{'' if journey.success else ', NOT met'}",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+
+    results, names = kept.found, [spec.name for spec in specs]
+    keys = [(name, family, s) for name in names for family, some in families.items() for s in some]
+    rows, bars = [], []
+    actual = logs(results, LIVE, keys)
+    for world in (ENV, SIM):
+        expected = logs(results, world, keys)
+        ranks = rankdata(expected), rankdata(actual)
+        rows.append({
+            "world": world, "journeys": len(keys),
+            "Pearson": float(np.corrcoef(expected, actual)[0, 1]),
+            "Spearman": float(np.corrcoef(*ranks)[0, 1]),
+            "pairs of policies ordered as live": agreement(results, world, names, families),
+        })  # fmt: skip
+        bars.append(Bar(f"rank correlation, {world} and live", rows[-1]["Spearman"], CORRELATED))
+        bars.append(
+            Bar(
+                f"policies ordered as live, {world}",
+                rows[-1]["pairs of policies ordered as live"],
+                ALIKE,
+            )
+        )
+    for family, some in families.items():
+        for name in names:
+            mine = {w: [results[w, name, family, s] for s in some] for w in WORLDS}
+            rows.append({
+                "scenario": family, "policy": name,
+                **{f"{w}, s": float(np.median([j.seconds for j in mine[w]])) for w in WORLDS},
+                **{f"{w}, met": float(np.mean([j.success for j in mine[w]])) for w in WORLDS},
+            })  # fmt: skip
+    show("What live costs have in common with those of other worlds, by logarithms", rows[:2])
+    show("Medians", rows[2:])
+    scatter(results, names, families).savefig(args.out / "sim_to_live.png", dpi=130)
+    print(f"plot: {args.out / 'sim_to_live.png'}")
+    return finish("sim_to_live", rows, bars)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
