@@ -28,10 +28,10 @@ ANY_DIGITS = replace(
     reference=(32, 128), test=(100, 500), rows=(25, 120), supply=0,
 )  # fmt: skip
 ANY_DEPARTMENTS = replace(
-    DEPARTMENTS, skills=(1, 3), model_bytes=(5e3, 5e5), row_bytes=(40, 400), reference=(40, 120),
-    rows=(10, 60), supply=0,
+    DEPARTMENTS, fits=("departments-oncology",), skills=(1, 2), model_bytes=(5e3, 5e5),
+    row_bytes=(40, 400), reference=(40, 120), rows=(10, 60), supply=0,
 )  # fmt: skip
-REVERSED = replace(ANY_DEPARTMENTS, fits=ANY_DEPARTMENTS.fits[::-1])
+"""Of one law only: that of diabetes explains too little of real gains to learn from."""
 
 TRAIN = Family(
     graphs=("random-geometric", "barabasi-albert", "watts-strogatz", "ring", "tree", "grid"),
@@ -39,12 +39,12 @@ TRAIN = Family(
     mpvus=(1, 2),
     data_share=(0.7, 1.0),
     skill_share=(0.6, 1.0),
-    tasks=(ANY_DIGITS, ANY_DIGITS, ANY_DEPARTMENTS, REVERSED),
-    alpha=(0.2, 5.0),
+    tasks=(ANY_DIGITS, ANY_DEPARTMENTS),
+    alpha=(0.3, 5.0),
     shards=0.15,
     shard_classes=(1, 3),
     volume_spread=0.7,
-    bad=(0.0, 0.5),
+    bad=(0.0, 0.4),
     wrong=(0.3, 0.9),
     honest=(0.0, 1.0),
     liars=(0.0, 0.15),
@@ -65,7 +65,7 @@ SMALL = Family(tasks=(DIGITS,))
 HELD_OUT = replace(
     SMALL,
     nodes=(16, 32),
-    tasks=(ANY_DIGITS, ANY_DIGITS, ANY_DEPARTMENTS, REVERSED),
+    tasks=(ANY_DIGITS, ANY_DEPARTMENTS),
     alpha=(0.3, 1.0),
     seed=1,
 )

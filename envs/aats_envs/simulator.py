@@ -63,7 +63,7 @@ class Reward:
     progress: float = 10.0
     success: float = 2.0
     """For coming home with every target verified."""
-    failure: float = 120.0
+    failure: float = 80.0
     """For coming home without, in units: more than any success costs, or giving up pays."""
     gamma: float = 0.995
     """Of the learner: shaped with it, the best policy stays the best (Ng, Harada, Russell 1999)."""
