@@ -83,9 +83,9 @@ class _Drive:
         found: dict[int, Journey] = {}
         while len(going):
             sim.look(going, self._wanted)
-            stops, actions = sim.stops(going), np.zeros(sim.size, np.int64)
+            actions = np.zeros(sim.size, np.int64)
             for i, row in enumerate(going):
-                actions[row] = self._chosen(stops, i, int(row))
+                actions[row] = self._chosen(i, int(row))
             before = sim.visits.sum(axis=1)
             outcome = sim.step(actions)
             for row in going[sim.visits.sum(axis=1)[going] > before[going]]:
@@ -117,7 +117,8 @@ class _Drive:
     def _wanted(self, rows: Ints, seen: Seen) -> Bools:
         """Return [n, K] whom the policies want probed: as at a node, only while they seek."""
         asked = np.zeros(seen.mask.shape, np.bool_)
-        stops = self._sim.stops(rows)
+        # Kept for the choice: while probes are out, nodes come and go.
+        stops = self._stops = self._sim.stops(rows)
         for i in np.flatnonzero(seen.stage == Stage.SEEK).tolist():
             row = int(rows[i])
             observation = self._observation(stops, i, row, seen, i)
@@ -127,8 +128,8 @@ class _Drive:
             asked[i, [j for j in wanted if seen.mask[i, j]]] = True
         return asked
 
-    def _chosen(self, stops: Stops, i: int, row: int) -> int:
-        observation = self._observation(stops, i, row, self._sim.seen, row)
+    def _chosen(self, i: int, row: int) -> int:
+        observation = self._observation(self._stops, i, row, self._sim.seen, row)
         since = time.perf_counter()
         choice = self._policies[row].choose(observation, self._rng(row, "choose"))
         self._wall_s[row] += time.perf_counter() - since
