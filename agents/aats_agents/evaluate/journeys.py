@@ -160,9 +160,9 @@ class _Drive:
             for j in np.flatnonzero(sim.probed[row, : len(nodes), 0])
         } if seen is sim.seen else {}  # fmt: skip
         return Observation(
-            features=seen.features[at],
-            globals=seen.globals[at],
-            mask=seen.mask[at],
+            features=seen.features[at].copy(),
+            globals=seen.globals[at].copy(),
+            mask=seen.mask[at].copy(),
             candidates=candidates,
             phase=PHASES[Stage(int(seen.stage[at]))],
             here=names[sim.at[row]],
