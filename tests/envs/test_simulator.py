@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import fields, replace
 from typing import Any
 
@@ -27,6 +29,14 @@ from aats_envs.spaces import LOW_FEATURES, LOW_GLOBALS
 def legal(sim: Simulator, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     mask = sim.seen.mask
     return np.where(mask, rng.random(mask.shape), -1.0).argmax(axis=1)
+
+
+def test_it_runs_without_gymnasium() -> None:
+    code = (
+        "import sys; sys.modules['gymnasium'] = sys.modules['torch'] = None; import aats_envs;"
+        "from aats_envs import simulator, source, episodes, from_scenario, to_scenario"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # --- any network, any legal walk --------------------------------------------------------------
