@@ -49,11 +49,19 @@ def drive(
         learner: What a visit does to a model.
         k: Rows of an observation.
     """
-    found: list[Journey] = []
-    for first in range(0, len(cases), AT_ONCE):
-        some = cases[first : first + AT_ONCE]
-        found += _Drive(name, [make(case) for case in some], some, learner, k).run()
-    return found
+    # Luck is drawn by skill and class: only networks that have as many can share a batch.
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for i, case in enumerate(cases):
+        shapes.setdefault(case.network.clean.shape[1:], []).append(i)
+    found: dict[int, Journey] = {}
+    for places in shapes.values():
+        for first in range(0, len(places), AT_ONCE):
+            some = places[first : first + AT_ONCE]
+            chosen = [cases[i] for i in some]
+            policies = [make(case) for case in chosen]
+            journeys = _Drive(name, policies, chosen, learner, k).run()
+            found.update(zip(some, journeys, strict=True))
+    return [found[i] for i in range(len(cases))]
 
 
 class _Drive:

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from aats.packet import Plugin
 from aats.routing.features import FEATURES
 from aats.routing.policy import Choice, Observation, RoutePolicy, StopKind
 from aats_agents.evaluate.case import Case, drawn
 from aats_agents.evaluate.journeys import drive
+from aats_agents.evaluate.specs import Spec, maker
 from aats_agents.policies.greedy_prior import GreedyPriorPolicy
 from aats_agents.policies.random_walk import RandomPolicy
 from aats_agents.prior import Prior
 from aats_envs.presets import preset
-from aats_envs.search import Given
+from aats_envs.search import Given, oracle
 from aats_envs.simulator import BYTES, SECONDS, Simulator
 
 
@@ -40,12 +42,23 @@ def test_a_policy_object_goes_the_way_of_its_arrays(cases: list[Case]) -> None:
         going &= ~(outcome.terminated | outcome.truncated)
 
 
-def test_a_journey_does_not_depend_on_its_neighbours(cases: list[Case]) -> None:
+@pytest.mark.parametrize("family", ["small", "train"])
+def test_a_journey_does_not_depend_on_its_neighbours(family: str) -> None:
+    cases = drawn(family, preset(family), range(6))
     together = drive("random", lambda _: RandomPolicy(), cases)
-    alone = drive("random", lambda _: RandomPolicy(), cases[3:4])
-    assert [(j.seconds, j.hops, j.success) for j in together[3:4]] == [
-        (j.seconds, j.hops, j.success) for j in alone
-    ]
+    for case, journey in zip(cases, together, strict=True):
+        (alone,) = drive("random", lambda _: RandomPolicy(), [case])
+        assert (alone.seconds, alone.hops, alone.success) == (
+            journey.seconds, journey.hops, journey.success
+        )  # fmt: skip
+
+
+def test_what_the_oracle_found_is_what_its_journeys_cost() -> None:
+    cases = drawn("train", preset("train"), range(4))
+    found = drive("oracle", maker(Spec("oracle", Plugin("oracle"))), cases)
+    for case, journey in zip(cases, found, strict=True):
+        route = oracle(case.network, case.key)
+        assert (journey.seconds, journey.success) == (route.seconds, route.success)
 
 
 @dataclass
