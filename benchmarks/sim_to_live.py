@@ -1,13 +1,15 @@
 """Does a policy that is cheaper in the environment cost less live? The same journeys, three times.
 
 Each policy takes a packet over the same network with the same seeds in the learning environment
-(training by formula), in the simulated world (real training, a virtual clock) and live (a daemon
-a node, links delayed and paced to their figures). Live runs go one after the other and take some
+(training by formula, and once more with real training), in the simulated world (the nodes' own
+code on a virtual clock) and live (a daemon a node, links delayed and paced to their figures). Where
+the environment is wrong and the same with real training is right, it is the law of learning that
+does not fit. Live runs go one after the other and take some
 ten seconds each; what is finished is kept in the folder `--out`, and a run that was interrupted
 goes on from there.
 
     python benchmarks/sim_to_live.py --out DIR              # 10 seeds, about half an hour
-    python benchmarks/sim_to_live.py --quick --out DIR      # 2 seeds of one example, a minute
+    python benchmarks/sim_to_live.py --quick --out DIR      # 2 seeds of one example, two minutes
 
 Live, training takes as long as this machine takes, whatever speed a node advertises: routes are
 compared by what links cost. Read the live figures of a busy machine with care.
@@ -30,6 +32,8 @@ from pathlib import Path
 import numpy as np
 from common import Bar, finish, show
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 from scipy.stats import rankdata
 
 from aats.oam.plots import PACKET_COLOURS
@@ -38,14 +42,18 @@ from aats.oam.view import RunView
 from aats.run import Watch, run_live
 from aats_agents.evaluate.case import Case, Journey, cases_of
 from aats_agents.evaluate.command import driven
+from aats_agents.evaluate.journeys import drive
 from aats_agents.evaluate.real import plugin_of, told, travel
 from aats_agents.evaluate.report import charged_s
-from aats_agents.evaluate.specs import Spec, spec_of
+from aats_agents.evaluate.specs import Spec, maker, spec_of
+from aats_envs.from_scenario import from_scenario
+from aats_envs.torch_learner import TorchLearner
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SCENARIOS = "healthcare", "digits20"
 POLICIES = "rl,minibatch,least-visited,random"
-ENV, SIM, LIVE = "environment", "simulated", "live"
+ENV, TRAINED, SIM, LIVE = "environment", "environment, trained", "simulated", "live"
+EXPECTED = ENV, TRAINED, SIM
 LIMIT_S = 180.0
 """Of a live run."""
 CORRELATED, ALIKE = 0.7, 0.8
@@ -97,8 +105,17 @@ def live(spec: Spec, case: Case) -> Journey:
     return told(spec.name, case, view, case.unit_s, LIMIT_S, time.perf_counter() - since)
 
 
+def trained(spec: Spec, case: Case) -> Journey:
+    """Return the journey in the environment, each visit training in earnest."""
+    assert case.scenario is not None
+    ((_, task),) = from_scenario(case.scenario)
+    learner = TorchLearner.of(task)
+    return drive(spec.name, maker(spec, learner), [case], learner=learner)[0]
+
+
 WORLDS: Mapping[str, Callable[[Spec, Case], Journey]] = {
     ENV: lambda spec, case: driven(spec, [case])[0],
+    TRAINED: trained,
     SIM: travel,
     LIVE: live,
 }
@@ -134,28 +151,33 @@ def scatter(
     results: Results, names: Sequence[str], families: Mapping[str, Sequence[int]]
 ) -> Figure:
     """Draw live seconds over those of the other worlds; filled where both succeeded."""
-    figure = Figure(figsize=(9.5, 4.4))
-    for axes, world in zip(figure.subplots(1, 2, sharey=True), (ENV, SIM), strict=True):
+    figure = Figure(figsize=(11, 4.4))
+    all_s = [j.seconds for j in results.values() if j.policy in names and j.family in families]
+    ends = [0.8 * min(all_s), 1.25 * max(all_s)]
+    panels = figure.subplots(1, len(EXPECTED), sharex=True, sharey=True)
+    for axes, world in zip(panels, EXPECTED, strict=True):
         for colour, name in zip(PACKET_COLOURS, names, strict=False):
             for marker, (family, seeds) in zip("osD^", families.items(), strict=False):
-                pairs = [(results[world, name, family, s], results[LIVE, name, family, s])
-                         for s in seeds]  # fmt: skip
-                for met in (True, False):
-                    some = [(a.seconds, b.seconds) for a, b in pairs
-                            if (a.success and b.success) == met]  # fmt: skip
-                    if some:
-                        label = f"{name}, {family}" if met and world == ENV else None
-                        axes.plot(*zip(*some, strict=True), marker, color=colour, markersize=5,
-                                  fillstyle="full" if met else "none", label=label)  # fmt: skip
-        low, high = max(axes.get_xlim()[0], 1e-1), axes.get_xlim()[1]
-        axes.plot([low, high], [low, high], color="#adb5bd", linewidth=0.9, zorder=0)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlabel(f"seconds, {world}")
+                for s in seeds:
+                    a, b = results[world, name, family, s], results[LIVE, name, family, s]
+                    style = "full" if a.success and b.success else "none"
+                    axes.plot(a.seconds, b.seconds, marker, color=colour, markersize=5,
+                              fillstyle=style)  # fmt: skip
+        axes.plot(ends, ends, color="#adb5bd", linewidth=0.9, zorder=0)
+        axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel=f"seconds, {world}")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(ScalarFormatter())
+            axis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25, which="both")
-    figure.axes[0].set_ylabel("seconds, live")
-    figure.legend(fontsize=8, frameon=False, loc="lower center", ncols=4)
-    figure.tight_layout(rect=(0, 0.12, 1, 1))
+    panels[0].set_ylabel("seconds, live")
+    proxies = [Line2D([], [], marker="o", linestyle="", color=colour, label=name)
+               for colour, name in zip(PACKET_COLOURS, names, strict=False)]  # fmt: skip
+    proxies += [Line2D([], [], marker=marker, linestyle="", color="#495057", label=family)
+                for marker, family in zip("osD^", families, strict=False)]  # fmt: skip
+    proxies.append(Line2D([], [], marker="o", linestyle="", color="#495057", fillstyle="none",
+                          label="not met"))  # fmt: skip
+    figure.legend(handles=proxies, fontsize=8, frameon=False, loc="lower center", ncols=8)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     return figure
 
 
@@ -198,7 +220,7 @@ def main() -> int:
     keys = [(name, family, s) for name in names for family, some in families.items() for s in some]
     rows, bars = [], []
     actual = logs(results, LIVE, keys)
-    for world in (ENV, SIM):
+    for world in EXPECTED:
         expected = logs(results, world, keys)
         ranks = rankdata(expected), rankdata(actual)
         rows.append({
@@ -223,8 +245,11 @@ def main() -> int:
                 **{f"{w}, s": float(np.median([j.seconds for j in mine[w]])) for w in WORLDS},
                 **{f"{w}, met": float(np.mean([j.success for j in mine[w]])) for w in WORLDS},
             })  # fmt: skip
-    show("What live costs have in common with those of other worlds, by logarithms", rows[:2])
-    show("Medians", rows[2:])
+    show(
+        "What live costs have in common with those of other worlds, by logarithms",
+        rows[: len(EXPECTED)],
+    )
+    show("Medians", rows[first:])
     scatter(results, names, families).savefig(args.out / "sim_to_live.png", dpi=130)
     print(f"plot: {args.out / 'sim_to_live.png'}")
     return finish("sim_to_live", rows, bars)
