@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,9 @@ import numpy as np
 from aats.learning.dynamics import Dynamics
 from aats.routing.features import label_shape
 from aats_envs.network import Bools, Floats, Ints, KnowledgeNetwork
+
+CONSTANTS = tuple(f.name for f in fields(Dynamics))
+CONSTANTS_OF = attrgetter(*CONSTANTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,8 @@ class Networks:
         self.budget: Floats = np.full((b, 4), np.inf)
         self.size_bytes: Floats = np.zeros(b)
         self.probe_bytes: Floats = np.zeros(b)
-        self.dynamics = Dynamics(**{f.name: np.ones((b, t)) for f in fields(Dynamics)})
+        self._laws: Floats = np.ones((len(CONSTANTS), b, t))
+        self.dynamics = Dynamics(*self._laws)
 
     def alike(self, size: int) -> Networks:
         """Return `size` rows that are all the first of these, in the same memory: to be read."""
@@ -111,7 +116,7 @@ class Networks:
         return other
 
     def put(self, row: int, network: KnowledgeNetwork) -> None:
-        """Replace a row.
+        """Replace a row; `describe` it before anybody looks at it.
 
         Raises:
             ValueError: If the network is larger than the limits.
@@ -164,8 +169,9 @@ class Networks:
             field = getattr(self, name)
             field[row] = 0
             field[row, :t] = getattr(network, name)
-        self.label_shape[row] = label_shape(self.shown[row], self.classes[row])
-        for f in fields(Dynamics):
-            values = getattr(self.dynamics, f.name)
-            values[row] = 1.0
-            values[row, :t] = [getattr(law, f.name) for law in network.dynamics]
+        self._laws[:, row] = 1.0
+        self._laws[:, row, :t] = np.array([CONSTANTS_OF(law) for law in network.dynamics]).T
+
+    def describe(self, rows: Ints) -> None:
+        """Work out what follows from what rows that have been replaced show."""
+        self.label_shape[rows] = label_shape(self.shown[rows], self.classes[rows, None])
