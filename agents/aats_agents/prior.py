@@ -31,33 +31,33 @@ class Prior:
     the best data node by the margin of belief over target; home is last until the packet returns.
     """
 
-    cost: float = 1.45
+    cost: float = 1.55
     """For seconds of transfer and work: 1 is gain per second, 0 gain alone."""
-    need: float = 1.35
+    need: float = 1.5
     """For what is lacking times what the node has of it."""
-    balance: float = 0.3
+    balance: float = 0.1
     """For how even the classes used would be after a visit, where the labels are known."""
-    last: float = 16.0
+    last: float = 14.0
     """For what the last visit there changed of the skill."""
-    patience: float = 9.0
+    patience: float = 18.0
     """Hops after which a visited node counts half of a new one; 0 or more."""
-    memory: float = 35.0
+    memory: float = 45.0
     """Hops after which a remembered probe counts half; above 0."""
-    unprobed: float = 0.15
+    unprobed: float = 0.1
     """Share of the best gain that a node not asked is expected to bring; above 0."""
-    floor: float = 0.3
+    floor: float = 0.5
     """Merit of a node whose probe did not help; above 0."""
-    trust: float = 0.9
+    trust: float = 1.3
     """For the share of visits that went well."""
-    hurt: float = 1.2
+    hurt: float = 0.5
     """Against a node whose last visit lowered the skill."""
-    gate: float = 1.5
+    gate: float = 3.0
     """For the margin of belief over target (10 points are 1), for an MPVU."""
-    verify: float = 0.8
+    verify: float = 0.6
     """For an MPVU where every target is believed met, against one where not."""
     home: float = 5.0
     """For home when the packet returns, against it before."""
-    sharpness: float = 10.0
+    sharpness: float = 5.0
     """Logits per unit of score: how much likelier the better of two is."""
 
     def __post_init__(self) -> None:

@@ -68,7 +68,9 @@ def teachable(
                 curves.append(curve)
         if len(networks) == count:
             return tuple(networks), curves
-    allowed = f"fewer than 1 in {TRIES} of its networks teach a model a third of what there is to know"
+    allowed = (
+        f"fewer than 1 in {TRIES} of its networks teach a model a third of what there is to know"
+    )
     raise ScenarioError("family", family.to_dict(), allowed)
 
 

@@ -86,6 +86,8 @@ class Family:
     """Data nodes with wrong labels."""
     wrong: Shares = (0.5, 0.9)
     """Labels that are wrong at a bad node."""
+    lures: Share = 0.0
+    """Share of networks whose bad nodes are larger and faster than the others."""
     honest: Shares = (0.0, 0.5)
     """Bad nodes that advertise their true quality; the others know of no fault."""
     liars: Shares = (0.0, 0.0)

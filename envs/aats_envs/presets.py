@@ -31,7 +31,10 @@ ANY_DEPARTMENTS = replace(
     DEPARTMENTS, fits=("departments-oncology",), skills=(1, 2), model_bytes=(5e3, 5e5),
     row_bytes=(40, 400), reference=(40, 120), rows=(10, 60), supply=0,
 )  # fmt: skip
-"""Of one law only: that of diabetes explains too little of real gains to learn from."""
+"""Of one law only: that of diabetes explains too little of real gains to learn much from."""
+HOSPITALS = replace(
+    DEPARTMENTS, model_bytes=(5e3, 5e5), row_bytes=(40, 400), rows=(10, 60), supply=0
+)
 
 TRAIN = Family(
     graphs=("random-geometric", "barabasi-albert", "watts-strogatz", "ring", "tree", "grid"),
@@ -39,7 +42,7 @@ TRAIN = Family(
     mpvus=(1, 2),
     data_share=(0.7, 1.0),
     skill_share=(0.6, 1.0),
-    tasks=(ANY_DIGITS, ANY_DEPARTMENTS),
+    tasks=(ANY_DIGITS, ANY_DIGITS, ANY_DEPARTMENTS, HOSPITALS),
     alpha=(0.3, 5.0),
     shards=0.15,
     shard_classes=(1, 3),
@@ -57,7 +60,8 @@ TRAIN = Family(
     latency_ms=(1.0, 30.0),
     outages=(0.0, 0.15),
     bounded=0.2,
-    randomised=0.3,
+    lures=0.5,
+    randomised=0.4,
 )
 """What policies are trained on."""
 SMALL = Family(tasks=(DIGITS,))
@@ -77,7 +81,7 @@ PRESETS: dict[str, Family] = {
     "digits": replace(SMALL, nodes=(12, 24), alpha=(0.2, 2.0), bad=(0.1, 0.4), seed=2),
     "healthcare": replace(
         SMALL, nodes=(16, 20), mpvus=(1, 1), tasks=(DEPARTMENTS,), alpha=(3.0, 8.0),
-        bad=(0.25, 0.4), wrong=(0.3, 0.4), honest=(0.0, 0.0), volume_spread=0.8,
+        bad=(0.25, 0.4), lures=1.0, wrong=(0.3, 0.4), honest=(0.0, 0.0), volume_spread=0.8,
         samples_per_s=(20.0, 2000.0), bandwidth_mbps=(100.0, 400.0), latency_ms=(4.0, 10.0), seed=3,
     ),
     "large": replace(HELD_OUT, nodes=(48, 128), mpvus=(2, 4)),

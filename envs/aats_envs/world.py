@@ -27,6 +27,10 @@ Bools = npt.NDArray[np.bool_]
 PROBE_MAX_BYTES = CoreConfig(NodeId("any")).probe_max_bytes
 """Above it nodes do not send a model to be probed."""
 SKILLS = "skill-a", "skill-b", "skill-c"
+LURE_ROWS = 2.0
+"""How many times the rows of other nodes a bad one has that lures."""
+LURE_SPEED = 0.3
+"""Exponent on its place in the range of speeds, 0-1: the median is at 0.81."""
 SHARD_ALPHA = 10.0
 """Concentration of a class over its holders, where nodes hold but a few classes."""
 TINY = 1e-12
@@ -56,8 +60,11 @@ def world(family: Family, pool: Pool, rng: np.random.Generator) -> KnowledgeNetw
     n, task = len(ground.position), ground.task
     once = iter(rng.random(24).tolist())
     roles = _roles(family, n, rng.permutation(n), once)
-    rows = _rows(family, ground, roles, rng, once)
+    lured = next(once) < family.lures
+    rows = _rows(family, ground, roles, rng, once, LURE_ROWS if lured else 1.0)
     node = rng.random((11, n))
+    if lured:
+        node[5, roles.data[: roles.bad]] **= LURE_SPEED
     told = _told(family, ground, rows, node[:5], rng, once)
     constants = _constants(family, ground, rng)
     speed = scaled(family.samples_per_s, node[5])
@@ -158,13 +165,15 @@ def _roles(family: Family, n: int, order: Ints, once: Iterator[float]) -> _Roles
 
 
 def _rows(
-    family: Family, ground: Ground, roles: _Roles, rng: np.random.Generator, once: Iterator[float]
-) -> _Rows:
+    family: Family, ground: Ground, roles: _Roles, rng: np.random.Generator,
+    once: Iterator[float], lure: float,
+) -> _Rows:  # fmt: skip
     n, d = len(ground.position), len(roles.data)
     shape = (d, ground.skills, ground.classes)
     spread = family.volume_spread
     rows = np.exp(spread * rng.standard_normal(shape[:2]) - spread * spread / 2)
     rows *= scaled(ground.task.rows, next(once))
+    rows[: roles.bad] *= lure
     share = between(family.skill_share, next(once))
     if share < 1 and ground.skills > 1:
         lot = rng.random(shape[:2])
