@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 
 from aats.routing.policy import Choice, Observation
-from aats_agents.policies.base import choose_by, data_options, errand
+from aats_agents.policies.base import choose_by, data_options, errand, per_second
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,7 @@ class BanditPolicy:
             stop = option.candidate
             doubt = math.sqrt(math.log(2 + observation.hop) / (1 + stop.visits))
             bound = stop.last_gain / unit + self.boldness * doubt
-            # Per second where it promises; where it does not, seconds make it worse.
-            seconds = max(option.cost_s, 1e-9)
-            bounds[option.index] = bound / seconds if bound > 0 else bound * seconds
+            bounds[option.index] = per_second(bound, option.cost_s)
         return choose_by(
             bounds,
             observation,

@@ -9,10 +9,21 @@ from dataclasses import dataclass
 from statistics import median
 
 from aats.messages import ProbeScores
+from aats.packet import ProbeEntry
 from aats.routing.policy import Candidate, Choice, Observation, Phase, StopKind
 
 NEVER = 1_000
 """Hops since the last visit that a node never visited counts as."""
+
+TINY_S = 1e-9
+"""Nothing is free."""
+
+MIN_MEMORY = 4
+"""Hops that a probe holds at least. It holds until the packet is twice as old as it was then:
+what a young model gains says little of what an older one will."""
+
+SUSPECT_MEMORY = 4
+"""A suspect stays one that many times longer: bad data are seldom mended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +52,26 @@ def data_options(observation: Observation) -> list[Option]:
         for i in observation.legal()
         if (c := observation.candidates[i]).kind is StopKind.DATA
     ]
+
+
+def eligible(observation: Observation) -> list[Option]:
+    """Return the legal data nodes but those that hurt and the one it came from, if any is left."""
+    options = data_options(observation)
+    came_from = set(observation.visited[-2:])
+    kind = [o for o in options if not o.candidate.hurt]
+    fresh = [o for o in kind if o.candidate.node not in came_from]
+    return fresh or kind or options
+
+
+def recall(option: Option, observation: Observation) -> ProbeEntry | None:
+    """Return what an earlier probe found, while that holds and no visit since tells more."""
+    stop = option.candidate
+    probed = stop.probed
+    if probed is None or (stop.visits and stop.hops_since < stop.hops_since_probe):
+        return None
+    is_suspect = probed.gain <= 0 and probed.loss > math.log(num_classes(observation))
+    holds = max(MIN_MEMORY, probed.hop) * (SUSPECT_MEMORY if is_suspect else 1)
+    return probed if stop.hops_since_probe <= holds else None
 
 
 def errand(observation: Observation) -> Choice | None:
@@ -140,6 +171,17 @@ def relative_costs(costs_s: Sequence[float], most: float) -> list[float]:
     costs = [max(cost, 1e-9) for cost in costs_s]
     usual = median(costs) if costs else 1.0
     return [min(most, max(1 / most, cost / usual)) for cost in costs]
+
+
+def per_second(gain: float, seconds: float) -> float:
+    """Return a gain over its seconds; a loss times them, for the dearer one is the worse."""
+    return gain / max(seconds, TINY_S) if gain > 0 else gain * seconds
+
+
+def staleness(option: Option, patience: float) -> float:
+    """Return 0-1: what is left to learn at a node, half after `patience` hops, 1 if it is new."""
+    since = option.hops_since + 1
+    return since / (since + patience) if option.candidate.visits else 1.0
 
 
 def num_classes(observation: Observation) -> int:

@@ -13,15 +13,19 @@ from aats.packet import ProbeEntry
 from aats.routing.features import FEATURES
 from aats.routing.policy import Choice, Observation
 from aats_agents.policies.base import (
+    MIN_MEMORY,
+    TINY_S,
     Option,
     balances,
     choose_by,
-    data_options,
     draw,
+    eligible,
     errand,
     num_classes,
     ranks,
+    recall,
     relative_costs,
+    staleness,
 )
 
 _NEED_SUPPLY = FEATURES.index("need_supply")
@@ -35,16 +39,12 @@ model look better for a step or two; a class nobody has taught yet gains more th
 UNPROBED = 0.5
 """Share of the best gain that a node not asked is expected to bring."""
 
-PROBE_ROWS = 32
-"""What a probe costs its node, in rows of one pass over the data."""
+DISAPPOINTED = 0.3
+"""Share of `UNPROBED` for a node whose last visit brought nothing."""
 
-MIN_MEMORY = 4
-"""Hops that a probe holds at least. It holds until the packet is twice as old as it was then:
-what a young model gains says little of what an older one will."""
-
-SUSPECT_MEMORY = 4
-"""A suspect stays one that many times longer: bad data are seldom mended."""
-
+LEAST_RISK = 1 / 3
+"""Seconds that an answer may take for each second of a visit, at least: as if one visit in four
+undid what another brings."""
 
 NO_EXTRA: Mapping[int, float] = {}
 
@@ -55,11 +55,13 @@ class MinibatchPolicy:
 
     A stop's score is what a few trial steps there take off the loss on the packet's reference
     set, times how far their direction agrees with that set's, raised by the stop's ranks by label
-    balance and by need x supply, times staleness, over relative cost. Only nodes whose probe
-    could change the choice are probed, and none again while its last answer holds. If no probe
-    of now or then helped, the better half of those on whose labels the model beats chance is
-    chosen among. Nodes that hurt (until their data change) and the two visited last are left
-    out unless nothing else is left.
+    balance and by need x supply, times staleness, over relative cost. A node is probed only if
+    the answer could change the choice and pays: a bad visit is undone by others, so asking is
+    worth the more seconds the more of what the last visits brought others took away. None is
+    probed again while its last answer holds. A node that is not worth a probe is judged by
+    what its last visit brought. If no probe of now or then helped, the better half of those on
+    whose labels the model beats chance is chosen among. Nodes that hurt (until their data
+    change) and the two visited last are left out unless nothing else is left.
     """
 
     name = "minibatch"
@@ -67,8 +69,9 @@ class MinibatchPolicy:
     """Nodes probed at each stop, at most."""
     epsilon: float = 0.1
     """Share of stops drawn by score from all that help, so that a wrong belief does not last."""
-    patience: float = 8.0
-    """Hops after which a visited node counts half of a new one."""
+    patience: float = 4.0
+    """Hops, for each node there is to choose from, after which a visited one counts half of a new
+    one."""
     warm_up: int = 20
     """Visits after which a loss above chance counts against a node (without a reference set)."""
 
@@ -79,15 +82,16 @@ class MinibatchPolicy:
     def wants_probes(self, observation: Observation, rng: random.Random) -> list[int]:
         """Return nodes not known that would be chosen if they helped as much as the best known.
 
-        The probe's own seconds count, so where it costs more than a visit nobody is asked.
+        The probe's own seconds count, and it must pay: see `_risk`.
         """
         if not observation.hop:
             return []  # a model that knows nothing gains anywhere
-        options = _eligible(observation)
+        options = eligible(observation)
         known = self._gains(options, observation)
-        unknown = [o for o in options if o.candidate.probe_allowed and o.index not in known]
+        risk = _risk(observation)
+        unknown = [o for o in options if o.index not in known and _pays(o, risk)]
         merit = {**_shares(known), **dict.fromkeys((o.index for o in unknown), 1.0)}
-        asking = {o.index: _probe_s(o) for o in unknown}
+        asking = {o.index: o.candidate.probe_s for o in unknown}
         scores = self._scores(options, merit, observation, asking)
         bar = max((scores[i] for i, gain in known.items() if gain > 0), default=0.0)
         worth = {o.index: scores[o.index] for o in unknown if scores[o.index] > bar}
@@ -97,12 +101,13 @@ class MinibatchPolicy:
         """Return the data node of the highest score among those that help."""
         if settled := errand(observation):
             return settled
-        options = _eligible(observation)
+        options = eligible(observation)
         gains = self._gains(options, observation)
         best = max(gains.values(), default=0.0)
-        shy = [o for o in options if not o.candidate.probe_allowed]
+        risk = _risk(observation)
+        blind = [o for o in options if o.index not in gains and not _pays(o, risk)]
         if best > 0:
-            pool = [o for o in options if gains.get(o.index, 0.0) > 0] + shy
+            pool = [o for o in options if gains.get(o.index, 0.0) > 0] + blind
             merit = _shares(gains)
             reason = "most gain, balance and need for its cost at {node} ({score})"
         elif gains:
@@ -110,9 +115,9 @@ class MinibatchPolicy:
             asked = [o for o in options if o.index in gains]
             calm = [o for o in asked if not _is_above_chance(o, observation)] or asked
             middle = median(gains[o.index] for o in calm)
-            pool = [o for o in calm if gains[o.index] >= middle]
+            pool = [o for o in calm if gains[o.index] >= middle] + blind
             merit = dict(zip(gains, ranks(list(gains.values())), strict=True))
-            reason = "no probed node helps; of the least bad {node} ({score})"
+            reason = "no probed node helps; of the others and the least bad {node} ({score})"
         else:
             pool, merit = options, {}
             reason = "no probe at hand; by adverts and past gain {node} ({score})"
@@ -128,7 +133,7 @@ class MinibatchPolicy:
         """Return what the probes of now, and those that still hold, promise by now, in nats."""
         found = {}
         for option in options:
-            past = _recall(option, observation)
+            past = recall(option, observation)
             if option.probe is not None:
                 found[option.index] = self._gain(option.probe, observation)
             elif past is not None:
@@ -155,36 +160,44 @@ class MinibatchPolicy:
     ) -> dict[int, float]:
         by_balance = ranks(balances(options, observation))
         by_promise = ranks([_promise(o, observation) for o in options])
+        patience = self.patience * len(options)
         costs = relative_costs([o.cost_s + extra_s.get(o.index, 0.0) for o in options], MOST_COST)
         return {
-            o.index: merit.get(o.index, UNPROBED) * (1 + b + p) * self._staleness(o) / c
+            o.index: merit.get(o.index, _guess(o)) * (1 + b + p) * staleness(o, patience) / c
             for o, b, p, c in zip(options, by_balance, by_promise, costs, strict=True)
         }
 
-    def _staleness(self, option: Option) -> float:
-        """Return 0-1: what is left to learn at a node, 1 if it was never visited."""
-        since = option.hops_since + 1
-        return since / (since + self.patience)
+
+def _risk(observation: Observation) -> float:
+    """Return the most seconds that an answer is worth for each second of a visit.
+
+    Blind visits won W and lost L of skill in c seconds each, visits that were asked about win W
+    in c + p: asking pays while W / (c + p) > (W - L) / c, that is p / c < L / (W - L). Counted
+    are the last visits to each node since the packet was half as old, when gains were like now.
+    """
+    recent = max(MIN_MEMORY, observation.hop / 2)
+    gains = [c.last_gain for c in observation.candidates if c.visits and c.hops_since <= recent]
+    won = math.fsum(max(0.0, gain) for gain in gains)
+    lost = math.fsum(max(0.0, -gain) for gain in gains)
+    if lost and lost >= won:
+        return math.inf
+    return max(LEAST_RISK, lost / (won - lost)) if lost else LEAST_RISK
 
 
-def _probe_s(option: Option) -> float:
-    """Return seconds until a probe's answer is there, as far as adverts tell."""
-    rows = sum(option.candidate.samples.values())
-    return PROBE_ROWS * option.candidate.compute_s / rows if rows else 0.0
+def _pays(option: Option, risk: float) -> bool:
+    """Return whether it may be asked, and its answer is worth its seconds."""
+    stop = option.candidate
+    return stop.probe_allowed and stop.probe_s <= risk * max(option.cost_s, TINY_S)
 
 
-def _recall(option: Option, observation: Observation) -> ProbeEntry | None:
-    """Return what an earlier probe found, while that holds."""
-    probed = option.candidate.probed
-    if probed is None:
-        return None
-    is_suspect = probed.gain <= 0 and probed.loss > math.log(num_classes(observation))
-    holds = max(MIN_MEMORY, probed.hop) * (SUSPECT_MEMORY if is_suspect else 1)
-    return probed if option.candidate.hops_since_probe <= holds else None
+def _guess(option: Option) -> float:
+    """Return the share of the best gain that a node is expected to bring, without a probe."""
+    stop = option.candidate
+    return UNPROBED * (DISAPPOINTED if stop.visits and stop.last_gain <= 0 else 1.0)
 
 
 def _is_above_chance(option: Option, observation: Observation) -> bool:
-    probe = option.probe or _recall(option, observation)
+    probe = option.probe or recall(option, observation)
     return probe is not None and probe.loss > math.log(num_classes(observation))
 
 
@@ -198,12 +211,3 @@ def _promise(option: Option, observation: Observation) -> float:
     """Return what adverts and the last visit promise: need x supply, and the last gain."""
     need = float(observation.features[option.index, _NEED_SUPPLY])
     return need + option.candidate.last_gain
-
-
-def _eligible(observation: Observation) -> list[Option]:
-    """Return the legal data nodes but those that hurt and the one it came from, if any is left."""
-    options = data_options(observation)
-    came_from = set(observation.visited[-2:])
-    kind = [o for o in options if not o.candidate.hurt]
-    fresh = [o for o in kind if o.candidate.node not in came_from]
-    return fresh or kind or options
