@@ -10,6 +10,7 @@ import numpy as np
 
 from aats.config import Scenario, load_scenario
 from aats.errors import ScenarioError
+from aats.learning.method import seed_of
 from aats.oam.plots import BAD_LABELS
 from aats_envs.family import Family
 from aats_envs.from_scenario import from_scenario, reseeded
@@ -46,6 +47,13 @@ class Case:
         wrong = self.network.wrong.sum(axis=(1, 2))
         rows = wrong + self.network.clean.sum(axis=(1, 2))
         return np.asarray(wrong >= BAD_LABELS * np.maximum(1, rows), np.bool_)
+
+    @property
+    def seed(self) -> int:
+        """Of the packet: what its policy draws is drawn from it, the same in every world."""
+        if self.scenario is None:
+            return self.key
+        return seed_of("packet", f"{self.scenario.seed}/0")
 
     @property
     def unit_s(self) -> float:

@@ -120,7 +120,8 @@ class _Drive:
         )  # fmt: skip
 
     def _rng(self, row: int, what: str) -> random.Random:
-        return random.Random(f"{self._cases[row].key}/{self._sim.steps[row]}/{what}")
+        # As a node draws them (`aats.node.desk`), with the first epoch.
+        return random.Random(f"{self._cases[row].seed}/{int(self._sim.hop[row])}/0/{what}")
 
     def _wanted(self, rows: Ints, seen: Seen) -> Bools:
         """Return [n, K] whom the policies want probed: as at a node, only while they seek."""
@@ -182,7 +183,7 @@ class _Drive:
             },
             hop=len(self._visited[row]),
             visited=tuple(self._visited[row]),
-            seed=self._cases[row].key,
+            seed=self._cases[row].seed,
         )
 
 
