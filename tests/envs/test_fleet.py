@@ -70,7 +70,12 @@ def test_who_goes_where_others_go_waits_and_sees_them() -> None:
     def moved(together: bool) -> tuple[float, KnowledgeFleet, int]:
         env = KnowledgeFleet(2, **UNPROBED)
         _, infos = env.reset(seed=3)
-        first, second = (int(node) for node in np.flatnonzero(env._shared.network.has_data)[:2])
+        net = env._shared.network
+        data = np.flatnonzero(net.has_data & (np.arange(net.num_nodes) != net.home)).tolist()
+        first, second = next(
+            (a, b) for a in data for b in data
+            if not set(way(net, net.home, a)) & set(way(net, net.home, b))
+        )  # fmt: skip
         told = env.step({
             "packet_0": to(infos["packet_0"], first),
             "packet_1": to(infos["packet_1"], first if together else second),
