@@ -26,9 +26,10 @@ class Prior:
     """Weights of the heuristic score, in natural logarithms of "gain per second".
 
     A data node's score is log merit + need log(need x supply) + balance x label balance +
-    log staleness + last x last gain + trust log(trust) - hurt - cost log(seconds). Merit is what
-    a probe, of now or remembered, found, as a share of the best. An MPVU stands above or below
-    the best data node by the margin of belief over target; home is last until the packet returns.
+    log staleness - again log(1 + visits) + last x last gain + trust log(trust) - hurt - cost
+    log(seconds). Merit is what a probe, of now or remembered, found, as a share of the best. An
+    MPVU stands above or below the best data node by the margin of belief over target; home is
+    last until the packet returns.
     """
 
     cost: float = 1.55
@@ -39,6 +40,8 @@ class Prior:
     """For how even the classes used would be after a visit, where the labels are known."""
     last: float = 14.0
     """For what the last visit there changed of the skill."""
+    again: float = 4.0
+    """Against a node visited before: for the logarithm of one plus its visits."""
     patience: float = 18.0
     """Hops after which a visited node counts half of a new one; 0 or more."""
     memory: float = 45.0
@@ -88,7 +91,8 @@ class Prior:
 
         is_data, is_mpvu = stop["is_data"] > 0.5, stop["is_mpvu"] > 0.5
         cost = self.cost * xp.log(_seconds(stop["log_transfer"]) + _seconds(stop["log_compute"]))
-        data = self._data(stop, mask & is_data, best, xp) - cost
+        visits = _hops(packet["visits"], xp)
+        data = self._data(stop, visits, mask & is_data, best, xp) - cost
         top = best(data, mask & is_data)
         cheapest = -best(-cost, mask & is_mpvu)
         due = packet["is_verify"] - packet["is_seek"]
@@ -97,7 +101,7 @@ class Prior:
         score = xp.where(is_data, data, xp.where(is_mpvu, mpvu, home + 0 * cost))
         return self.sharpness * (score - best(score, mask))
 
-    def _data(self, stop: dict[str, Any], legal: Any, best: Any, xp: Any) -> Any:
+    def _data(self, stop: dict[str, Any], visits: Any, legal: Any, best: Any, xp: Any) -> Any:
         since = _hops(stop["hops_since"], xp) + 1
         staleness = xp.where(stop["is_new"] > 0.5, 1.0, since / (since + self.patience))
         return (
@@ -105,6 +109,7 @@ class Prior:
             + self.need * xp.log(stop["need_supply"] + LEAST)
             + self.balance * stop["label_balance"] * stop["labels_known"]
             + xp.log(staleness)
+            - self.again * xp.log(1 + stop["visits_share"] * visits)
             + self.last * stop["last_gain"]
             + self.trust * xp.log(stop["trust"] + LEAST)
             - self.hurt * stop["hurt"]
@@ -128,10 +133,11 @@ class Prior:
 
 _USED = (
     "is_data", "is_mpvu", "log_transfer", "log_compute", "need_supply", "label_balance",
-    "labels_known", "is_new", "hops_since", "last_gain", "trust", "hurt", "has_probe", "probe_gain",
-    "probe_alignment", "has_past", "past_gain", "past_alignment", "past_age",
+    "labels_known", "is_new", "visits_share", "hops_since", "last_gain", "trust", "hurt",
+    "has_probe", "probe_gain", "probe_alignment", "has_past", "past_gain", "past_alignment",
+    "past_age",
 )  # fmt: skip
-_USED_OF_PACKET = ("margin", "is_seek", "is_verify", "is_return")
+_USED_OF_PACKET = ("margin", "visits", "is_seek", "is_verify", "is_return")
 
 PRIOR_WEIGHTS = tuple(f.name for f in fields(Prior))
 """Names of the weights, for a search."""

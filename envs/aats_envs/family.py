@@ -15,6 +15,7 @@ Positive = Annotated[float, Between(0, open_low=True)]
 Range = tuple[Positive, Positive]
 """From low to high. Drawn log-uniformly: what may differ by a factor."""
 Shares = tuple[Share, Share]
+Bounds = tuple[NotNegative, NotNegative]
 """From low to high. Drawn uniformly."""
 Counts = tuple[Annotated[int, Between(1)], Annotated[int, Between(1)]]
 """From low to high, both included. Drawn uniformly."""
@@ -129,6 +130,11 @@ class Family:
     """Share of packets whose seconds, bytes and joules are bounded too, twice as generously."""
     randomised: NotNegative = 0.0
     """Each constant of learning is multiplied by exp(N(0, randomised))."""
+    novelty: Bounds = (0.0, 0.0)
+    """Added to how much less a visit brings for each earlier one to the same node. The fitted laws
+    know classes and not rows: of rows seen before, real models learn less than they say."""
+    harm: Range = (1.0, 1.0)
+    """Factor on the harm that wrong labels do: the same wrong ones, seen again, do more."""
 
     def __post_init__(self) -> None:
         tables: list[tuple[str, Any]] = [("family", self)]

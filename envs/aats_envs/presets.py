@@ -62,6 +62,8 @@ TRAIN = Family(
     bounded=0.2,
     lures=0.5,
     randomised=0.4,
+    novelty=(0.2, 1.2),
+    harm=(1.0, 4.0),
 )
 """What policies are trained on."""
 SMALL = Family(tasks=(DIGITS,))

@@ -45,7 +45,7 @@ SPARE = 2.0
 OUTAGE = 0.5
 """Longest outage as a share of a journey."""
 LEAST, MOST = np.array([BOUNDS[name] for name in CONSTANTS]).T
-CEILING, START = map(CONSTANTS.index, ("ceiling", "start"))
+CEILING, START, NOVELTY, HARM = map(CONSTANTS.index, ("ceiling", "start", "novelty", "harm"))
 
 
 def world(family: Family, pool: Pool, rng: np.random.Generator) -> KnowledgeNetwork:
@@ -66,7 +66,7 @@ def world(family: Family, pool: Pool, rng: np.random.Generator) -> KnowledgeNetw
     if lured:
         node[5, roles.data[: roles.bad]] **= LURE_SPEED
     told = _told(family, ground, rows, node[:5], rng, once)
-    constants = _constants(family, ground, rng)
+    constants = _constants(family, ground, rng, once)
     speed = scaled(family.samples_per_s, node[5])
     joules = scaled(family.watts, node[6]) / speed
     error = family.speed_error
@@ -233,7 +233,9 @@ def _told(
     )
 
 
-def _constants(family: Family, ground: Ground, rng: np.random.Generator) -> Floats:
+def _constants(
+    family: Family, ground: Ground, rng: np.random.Generator, once: Iterator[float]
+) -> Floats:
     """Return the constants of learning [T, F]: of a ceiling, what it lacks is randomised."""
     fit = ground.constants
     out = fit.copy()
@@ -243,4 +245,6 @@ def _constants(family: Family, ground: Ground, rng: np.random.Generator) -> Floa
         out[:, CEILING] = 1 - (1 - fit[:, CEILING]) * factor[:, CEILING]
         out = np.minimum(np.maximum(out, LEAST), MOST)
     out[:, START] = 1 / ground.classes
+    out[:, NOVELTY] += between(family.novelty, next(once))
+    out[:, HARM] *= scaled(family.harm, next(once))
     return out
