@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -46,28 +46,57 @@ def draw(family: Family, pool: Pool, rng: np.random.Generator) -> KnowledgeNetwo
         pool: Of a family with the same layouts and tasks.
         rng: The source of all that is drawn here.
     """
-    (drawn,), curves = teachable(family, pool, rng, 1)
-    return wish(family, drawn, curves[0], rng)
+    (lesson,) = lessons(family, pool, rng, 1)
+    return wish(family, lesson, rng)
 
 
-def teachable(
-    family: Family, pool: Pool, rng: np.random.Generator, count: int
-) -> tuple[tuple[KnowledgeNetwork, ...], list[Floats]]:
-    """Return networks that have something to teach, and what they can: see `reach`.
+@dataclass(frozen=True, slots=True, eq=False)
+class Lesson:
+    """A network, and what it can teach: all of a wish that is the same for every packet."""
+
+    network: KnowledgeNetwork
+    curve: Floats
+    """[V + 1, T] accuracy of a model led round, up to its best."""
+    step: float
+    """Links of a short way from one data node to the next."""
+    errands: float
+    """Links to a verifier and home."""
+    hop_s: float
+    visit_s: float
+    visit_joules: float
+
+    @classmethod
+    def of(cls, network: KnowledgeNetwork, curve: Floats) -> Lesson:
+        """Return the lesson of a network with a curve by `reach`."""
+        data, home = np.flatnonzero(network.has_data), network.home
+        mpvus = np.flatnonzero(network.is_mpvu)
+        third, ways = max(1, len(data) // 3), np.ix_(data, data)
+        held = (network.clean[data] + network.wrong[data]).sum(axis=(1, 2)) * network.epochs
+        return cls(
+            network=network,
+            curve=curve[: int(_rise(network, curve).argmax()) + 1],
+            step=float(np.sort(network.links[ways], axis=1)[:, 1 : 1 + third].mean()),
+            errands=float(network.links[home, mpvus].mean() + network.links[home].mean()),
+            hop_s=float(network.transfer_s[ways].sum() / max(1, network.links[ways].sum())),
+            visit_s=float((held / network.samples_per_s[data]).mean()),
+            visit_joules=float((held * network.joules_per_sample[data]).mean()),
+        )
+
+
+def lessons(family: Family, pool: Pool, rng: np.random.Generator, count: int) -> tuple[Lesson, ...]:
+    """Return networks that have something to teach.
 
     Raises:
         ScenarioError: If the family has hardly any.
     """
-    networks: list[KnowledgeNetwork] = []
-    curves: list[Floats] = []
+    found: list[Lesson] = []
     for _ in range(TRIES):
-        drawn = [world(family, pool, rng) for _ in range(count - len(networks))]
+        drawn = [world(family, pool, rng) for _ in range(count - len(found))]
         for network, curve in zip(drawn, reach(drawn, int(rng.integers(2**31))), strict=True):
             if _rise(network, curve).max() >= LEAST_RISE:
-                networks.append(network)
-                curves.append(curve)
-        if len(networks) == count:
-            return tuple(networks), curves
+                found.append(Lesson.of(network, curve))
+        if len(found) == count:
+            return tuple(found)
     allowed = (
         f"fewer than 1 in {TRIES} of its networks teach a model a third of what there is to know"
     )
@@ -103,26 +132,26 @@ def reach(networks: Sequence[KnowledgeNetwork], seed: int) -> list[Floats]:
     return [c[:, : len(n.classes)] for c, n in zip(np.stack(curve, axis=1), networks, strict=True)]
 
 
-def wish(
-    family: Family, network: KnowledgeNetwork, curve: Floats, rng: np.random.Generator
-) -> KnowledgeNetwork:
-    """Return the network with targets and a budget drawn.
+def wish(family: Family, lesson: Lesson, rng: np.random.Generator) -> KnowledgeNetwork:
+    """Return the lesson's network with targets, a budget and outages drawn.
 
     Args:
         family: What to draw from.
-        network: The network.
-        curve: [V + 1, T], by `reach`.
+        lesson: The network, and what it can teach.
         rng: The source of what is drawn.
     """
+    network, curve = lesson.network, lesson.curve
     chance = 1 / network.classes
-    best = int(_rise(network, curve).argmax())
     share = between(family.target, rng.random())
-    target = np.maximum(chance + share * (curve[best] - chance), chance)
-    visits = max(1, int((curve[: best + 1] >= target).all(axis=1).argmax()))
-    generous = scaled(family.budget, rng.random())
-    budget, journey_s = _budget(network, visits, generous)
-    if rng.random() >= family.bounded:
-        budget[1:] = np.inf
+    target = np.maximum(chance + share * (curve[-1] - chance), chance)
+    visits = max(1, int((curve >= target).all(axis=1).argmax()))
+    work = scaled(family.budget, rng.random()) * visits
+    hops = math.ceil(work * lesson.step + work / visits * 2 * lesson.errands)
+    journey_s = work * lesson.visit_s + hops * lesson.hop_s
+    budget = np.array([hops, np.inf, np.inf, np.inf])
+    if rng.random() < family.bounded:
+        wire_bytes = hops * (network.size_bytes + PROBES * network.probe_bytes)
+        budget[1:] = SPARE * np.array([journey_s, wire_bytes, work * lesson.visit_joules])
     n = network.num_nodes
     struck = rng.random(n) < between(family.outages, rng.random())
     struck[network.home] = False
@@ -145,20 +174,3 @@ def _order(network: KnowledgeNetwork, rng: np.random.Generator) -> list[int]:
     good = data[share[data] <= GOOD]
     chosen: list[int] = rng.permutation(good if len(good) else data).tolist()
     return chosen
-
-
-def _budget(network: KnowledgeNetwork, visits: int, generous: float) -> tuple[Floats, float]:
-    """Return a budget for so many visits, and the seconds that they take."""
-    data, home = np.flatnonzero(network.has_data), network.home
-    mpvus = np.flatnonzero(network.is_mpvu)
-    third, ways = max(1, len(data) // 3), np.ix_(data, data)
-    step = float(np.sort(network.links[ways], axis=1)[:, 1 : 1 + third].mean())
-    errands = float(network.links[home, mpvus].mean() + network.links[home].mean())
-    hops = math.ceil(generous * (visits * step + 2 * errands))
-    hop_s = float(network.transfer_s[ways].sum() / max(1, network.links[ways].sum()))
-    held = (network.clean[data] + network.wrong[data]).sum(axis=(1, 2)) * network.epochs
-    journey_s = generous * visits * float((held / network.samples_per_s[data]).mean())
-    journey_s += hops * hop_s
-    wire_bytes = hops * (network.size_bytes + PROBES * network.probe_bytes)
-    joules = generous * visits * float((held * network.joules_per_sample[data]).mean())
-    return np.array([hops, *(SPARE * np.array([journey_s, wire_bytes, joules]))]), journey_s

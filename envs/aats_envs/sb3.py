@@ -26,8 +26,9 @@ class KnowledgeVecEnv(VecEnv):
 
     Row i of environments seeded s lives through what a single environment does when it is seeded
     s + i, bit for bit and from one journey to the next. The infos of rows that go on are empty;
-    that of a row that ends has what `KnowledgeNetworkEnv` tells at the end, `terminal_observation`,
-    `TimeLimit.truncated` and `episode` (return, length, wall time), and its next journey has begun.
+    that of a row that ends has what `KnowledgeNetworkEnv` tells at the end, `TimeLimit.truncated`,
+    `episode` (return, length, wall time) and `terminal_observation`; its next journey has begun.
+    A packet that is home does not look around again: there the terminal observation is its last.
 
     Args:
         num_envs: Rows.
@@ -97,7 +98,8 @@ class KnowledgeVecEnv(VecEnv):
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         ended = np.flatnonzero(done)
         if len(ended):
-            episodes.finish(ended, outcome)
+            if outcome.truncated.any():
+                episodes.finish(np.flatnonzero(outcome.truncated), outcome)
             seen, told = episodes.seen(ended), episodes.told(ended)
             elapsed = round(time.perf_counter() - self._started, 6)
             for i, row in enumerate(ended.tolist()):

@@ -53,7 +53,7 @@ class Reward:
 
     scale * (progress * (gamma * after - before) - costs + success or - failure at the end), where
     before and after are the mean share of the targets that the packet believes it reaches, and
-    costs are in units of what a usual stop of this network takes.
+    costs are in units of what a usual stop of this network takes, at most `most` a decision.
     """
 
     seconds: float = 1.0
@@ -63,7 +63,10 @@ class Reward:
     progress: float = 10.0
     success: float = 2.0
     """For coming home with every target verified."""
-    failure: float = 80.0
+    most: float = 10.0
+    """Units that one decision costs at most: what is far too dear is no worse for being dearer,
+    and few such stops would drown all else that is to be learned."""
+    failure: float = 50.0
     """For coming home without, in units: more than any success costs, or giving up pays."""
     gamma: float = 0.995
     """Of the learner: shaped with it, the best policy stays the best (Ng, Harada, Russell 1999)."""
@@ -208,7 +211,7 @@ class Simulator:
             reward.bytes * cost[:, BYTES] + reward.joules * cost[:, JOULES]
         )
         after = np.where(home, 0.0, self._progress())
-        value = reward.progress * (reward.gamma * after - before) - cost
+        value = reward.progress * (reward.gamma * after - before) - np.minimum(cost, reward.most)
         value += np.where(success, reward.success + reward.progress, 0.0)
         value -= np.where(home & ~success, reward.failure, 0.0)
         return Outcome(reward.scale * value, home, truncated, success)

@@ -13,10 +13,10 @@ from aats.config import load_scenario
 from aats.config.read import read
 from aats.errors import ScenarioError
 from aats_envs.batch import Limits, Source
-from aats_envs.draw import teachable, wish
+from aats_envs.draw import Lesson, lessons, wish
 from aats_envs.family import Family
 from aats_envs.from_scenario import from_scenario, reseeded
-from aats_envs.network import Floats, KnowledgeNetwork
+from aats_envs.network import KnowledgeNetwork
 from aats_envs.pool import Pool
 from aats_envs.presets import preset as family_of
 from aats_envs.simulator import Reward, Simulator
@@ -43,13 +43,12 @@ class FamilySource:
 
     def __init__(self, family: Family, pool_size: int = NETWORKS) -> None:
         self._family = family
-        self._networks, self._curves = _networks(family, pool_size)
-        self.limits = Limits.of(self._networks)
+        self._lessons = _lessons(family, pool_size)
+        self.limits = Limits.of([lesson.network for lesson in self._lessons])
 
     def draw(self, rng: np.random.Generator) -> KnowledgeNetwork:
         """See `Source`."""
-        i = rng.integers(len(self._networks))
-        return wish(self._family, self._networks[i], self._curves[i], rng)
+        return wish(self._family, self._lessons[rng.integers(len(self._lessons))], rng)
 
 
 class ScenarioSource:
@@ -70,8 +69,8 @@ class ScenarioSource:
 
 
 @lru_cache(maxsize=8)  # environments made one by one are many, their families few
-def _networks(family: Family, size: int) -> tuple[tuple[KnowledgeNetwork, ...], list[Floats]]:
-    return teachable(family, Pool(family, size), np.random.default_rng(family.seed), size)
+def _lessons(family: Family, size: int) -> tuple[Lesson, ...]:
+    return lessons(family, Pool(family, size), np.random.default_rng(family.seed), size)
 
 
 @lru_cache(maxsize=8)
