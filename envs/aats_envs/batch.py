@@ -61,7 +61,8 @@ class Networks:
         n, t, c, m = limits.nodes, limits.skills, limits.classes, limits.mpvus
         b = size
         self.size, self.limits = size, limits
-        self.names: list[str] = [""] * b
+        self.drawn: list[KnowledgeNetwork | None] = [None] * b
+        """By row, as it was put."""
         self.num_nodes: Ints = np.zeros(b, np.int64)
         self.transfer_s: Floats = np.full((b, n, n), np.inf)
         self.shown_transfer_s: Floats = np.full((b, n, n), np.inf)
@@ -103,7 +104,7 @@ class Networks:
     def alike(self, size: int) -> Networks:
         """Return `size` rows that are all the first of these, in the same memory: to be read."""
         other = copy(self)
-        other.size, other.names = size, self.names[:1] * size
+        other.size, other.drawn = size, self.drawn[:1] * size
         for name, values in vars(self).items():
             if isinstance(values, np.ndarray):
                 setattr(other, name, np.broadcast_to(values[:1], (size, *values.shape[1:])))
@@ -130,7 +131,7 @@ class Networks:
                 f"{network.name}: {n} nodes, {len(mpvus)} MPVUs, {t} skills of {c} classes; "
                 f"the limits are {limits}"
             )
-        self.names[row] = network.name
+        self.drawn[row] = network
         self.num_nodes[row] = n
         self.home[row] = network.home
         self.epochs[row] = network.epochs

@@ -65,6 +65,10 @@ class At:
     def __init__(self, keys: Keys, steps: Ints, hops: Floats) -> None:
         self.keys, self.steps, self.hops = keys, steps, hops
 
+    def of(self, places: Ints) -> At:
+        """Return the same of some of the rows."""
+        return At(self.keys[places], self.steps[places], self.hops[places])
+
     def normals(self, stream: Stream, count: int, *, episode: bool = False) -> Floats:
         """Return [n, count] standard normal numbers, the same at each step of an episode if so."""
         steps = np.zeros_like(self.steps) if episode else self.steps

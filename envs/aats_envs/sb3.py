@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from aats_envs.episodes import Episodes, key_of, one
 from aats_envs.render import picture
 from aats_envs.simulator import Reward
-from aats_envs.source import MAX_EPISODE_STEPS, OBSERVED, PROBES, simulator_of, source_of
+from aats_envs.source import FORMULA, MAX_EPISODE_STEPS, OBSERVED, PROBES, simulator_of, source_of
 from aats_envs.spaces import action_space, observation_space
 
 Observed = dict[str, npt.NDArray[Any]]
@@ -39,6 +39,7 @@ class KnowledgeVecEnv(VecEnv):
         seed: Of row 0, that of row i is higher by i; drawn if None. See also `seed()`.
         k: See there.
         probes: See there.
+        fidelity: See there.
         reward: See there.
         max_episode_steps: Decisions after which an episode is truncated.
         render_mode: None or "rgb_array".
@@ -55,6 +56,7 @@ class KnowledgeVecEnv(VecEnv):
         seed: int | None = None,
         k: int = OBSERVED,
         probes: int = PROBES,
+        fidelity: str = FORMULA,
         reward: Mapping[str, float] | Reward | None = None,
         max_episode_steps: int = MAX_EPISODE_STEPS,
         render_mode: str | None = None,
@@ -62,7 +64,13 @@ class KnowledgeVecEnv(VecEnv):
         source = source_of(preset=preset, scenario=scenario, family=family, pool_size=pool_size)
         self._episodes = Episodes(
             simulator_of(
-                num_envs, source, k=k, probes=probes, reward=reward, max_steps=max_episode_steps
+                num_envs,
+                source,
+                k=k,
+                probes=probes,
+                reward=reward,
+                max_steps=max_episode_steps,
+                fidelity=fidelity,
             )
         )
         self.render_mode = render_mode

@@ -15,7 +15,7 @@ from aats.errors import ScenarioError
 from aats_envs.episodes import KEYS, Episodes, key_of, one
 from aats_envs.render import RENDER_MODES, picture, text
 from aats_envs.simulator import Reward
-from aats_envs.source import OBSERVED, PROBES, simulator_of, source_of
+from aats_envs.source import FORMULA, OBSERVED, PROBES, simulator_of, source_of
 from aats_envs.spaces import action_space, observation_space
 
 Observed = dict[str, npt.NDArray[Any]]
@@ -169,6 +169,7 @@ class KnowledgeNetworkEnv(gym.Env[Observed, np.int64]):
     | pool_size | int | None | layouts (256 if None), or seeds of a scenario (32) |
     | k | int | 32 | rows of the observation, at least 6 |
     | probes | int | 3 | nodes probed before a choice, at most |
+    | fidelity | str | "formula" | how models learn: by the calibrated law, or "torch": really, for a scenario |
     | reward | dict | None | fields of `aats_envs.simulator.Reward` that differ |
     | render_mode | str | None | "rgb_array" or "ansi" |
 
@@ -206,6 +207,7 @@ class KnowledgeNetworkEnv(gym.Env[Observed, np.int64]):
         pool_size: int | None = None,
         k: int = OBSERVED,
         probes: int = PROBES,
+        fidelity: str = FORMULA,
         reward: Mapping[str, float] | Reward | None = None,
         render_mode: str | None = None,
     ) -> None:
@@ -214,7 +216,15 @@ class KnowledgeNetworkEnv(gym.Env[Observed, np.int64]):
             raise ScenarioError("environment: render_mode", render_mode, allowed)
         source = source_of(preset=preset, scenario=scenario, family=family, pool_size=pool_size)
         self._episodes = Episodes(
-            simulator_of(1, source, k=k, probes=probes, reward=reward, max_steps=sys.maxsize)
+            simulator_of(
+                1,
+                source,
+                k=k,
+                probes=probes,
+                reward=reward,
+                max_steps=sys.maxsize,
+                fidelity=fidelity,
+            )
         )
         self.observation_space = observation_space(k)
         self.action_space = action_space(k)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import numpy as np
 from aats.config import load_scenario
 from aats.config.read import read
 from aats.errors import ScenarioError
-from aats_envs.batch import Limits, Source
+from aats_envs.batch import Limits, Networks, Source
 from aats_envs.draw import Lesson, lessons, wish
 from aats_envs.family import Family
-from aats_envs.from_scenario import from_scenario, reseeded
+from aats_envs.from_scenario import RealTask, from_scenario, reseeded
+from aats_envs.learner import Learner, Surrogate
 from aats_envs.network import KnowledgeNetwork
 from aats_envs.pool import Pool
 from aats_envs.presets import preset as family_of
@@ -30,6 +31,8 @@ MIN_K = 6
 OBSERVED = 32
 """Rows of an observation unless asked for more."""
 PROBES = 3
+FORMULA, TORCH = "formula", "torch"
+"""Fidelities: learning by the calibrated law, or models that are really trained."""
 MAX_EPISODE_STEPS = 256
 
 
@@ -60,12 +63,18 @@ class ScenarioSource:
     """
 
     def __init__(self, path: Path, pool_size: int = VARIANTS) -> None:
-        self._networks = _variants(path.resolve(), pool_size)
-        self.limits = Limits.of(self._networks)
+        self._variants = _variants(path.resolve(), pool_size)
+        self.limits = Limits.of([network for network, _ in self._variants])
 
     def draw(self, rng: np.random.Generator) -> KnowledgeNetwork:
         """See `Source`."""
-        return self._networks[rng.integers(len(self._networks))]
+        return self._variants[rng.integers(len(self._variants))][0]
+
+    def in_earnest(self, networks: Networks) -> Learner:
+        """Return a learner that really trains the scenario's models."""
+        from aats_envs.torch_learner import TorchLearners
+
+        return TorchLearners(networks, self._variants)
 
 
 @lru_cache(maxsize=8)  # environments made one by one are many, their families few
@@ -74,12 +83,10 @@ def _lessons(family: Family, size: int) -> tuple[Lesson, ...]:
 
 
 @lru_cache(maxsize=8)
-def _variants(path: Path, size: int) -> tuple[KnowledgeNetwork, ...]:
+def _variants(path: Path, size: int) -> tuple[tuple[KnowledgeNetwork, RealTask], ...]:
     scenario = load_scenario(path)
     return tuple(
-        network
-        for i in range(size)
-        for network, _ in from_scenario(reseeded(scenario, scenario.seed + i))
+        found for i in range(size) for found in from_scenario(reseeded(scenario, scenario.seed + i))
     )
 
 
@@ -121,6 +128,7 @@ def simulator_of(
     probes: int,
     reward: Mapping[str, float] | Reward | None,
     max_steps: int,
+    fidelity: str = FORMULA,
 ) -> Simulator:
     """Return a simulator of so many rows for an environment's arguments.
 
@@ -133,4 +141,14 @@ def simulator_of(
             raise ScenarioError(f"environment: {name}", value, f"at least {low} is wanted")
     if not isinstance(reward, Reward):
         reward = read(Reward, dict(reward or {}), "reward")
-    return Simulator(source, size, k=k, probes=probes, reward=reward, max_steps=max_steps)
+    if fidelity not in (FORMULA, TORCH):
+        raise ScenarioError("environment: fidelity", fidelity, f"{FORMULA} or {TORCH} is wanted")
+    learner: Callable[[Networks], Learner] = Surrogate
+    if fidelity == TORCH:
+        if not isinstance(source, ScenarioSource):
+            allowed = "wants a scenario: a family's networks have no rows to train on"
+            raise ScenarioError("environment: fidelity", fidelity, allowed)
+        learner = source.in_earnest
+    return Simulator(
+        source, size, k=k, probes=probes, reward=reward, max_steps=max_steps, learner=learner
+    )

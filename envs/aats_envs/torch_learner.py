@@ -6,7 +6,7 @@ the same way in the simulated world comes to the same weights, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from aats.roles.runner import TaskContext, run_task
 from aats_envs.batch import Networks
 from aats_envs.from_scenario import RealTask
 from aats_envs.learner import At, Learner, Models
-from aats_envs.network import Floats, Ints
+from aats_envs.network import Floats, Ints, KnowledgeNetwork
 
 REMEMBERED = 4096
 """Visits: searches and retried journeys begin alike."""
@@ -160,6 +160,63 @@ class TorchLearner:
         found = np.zeros(self._shape)
         found[: len(self._skills)] = [values.get(skill, 0.0) for skill in self._skills]
         return found
+
+
+class TorchLearners:
+    """`TorchLearner` for rows whose networks are of several tasks.
+
+    Args:
+        networks: B networks, each of them one of `tasks`.
+        tasks: A network, and what `aats_envs.from_scenario` found along with it.
+    """
+
+    def __init__(
+        self, networks: Networks, tasks: Sequence[tuple[KnowledgeNetwork, RealTask]]
+    ) -> None:
+        self._networks = networks
+        self._tasks = {id(network): task for network, task in tasks}
+        self._learners: dict[int, TorchLearner] = {}
+
+    def fresh(self, rows: Ints) -> Models:
+        """See `Learner`; None in a row that has no network yet."""
+        out = np.empty(len(rows), object)
+        for learner, at in self._groups(rows):
+            out[at] = learner.fresh(rows[at])
+        return out
+
+    def visit(self, rows: Ints, nodes: Ints, visits: Floats, models: Models, at: At) -> Models:
+        """See `Learner`."""
+        out = np.empty(len(rows), object)
+        for learner, i in self._groups(rows):
+            out[i] = learner.visit(rows[i], nodes[i], visits[i], models[i], at.of(i))
+        return out
+
+    def judged(self, rows: Ints, models: Models, at: At) -> Floats:
+        """See `Learner`."""
+        return np.stack([model.trusted for model in models])
+
+    def verdict(self, rows: Ints, models: Models, at: At) -> Floats:
+        """See `Learner`."""
+        out = np.zeros((len(rows), self._networks.limits.skills))
+        for learner, i in self._groups(rows):
+            out[i] = learner.verdict(rows[i], models[i], at.of(i))
+        return out
+
+    def probe(self, rows: Ints, nodes: Ints, models: Models, at: At) -> Scores:
+        """See `Learner`."""
+        out = np.zeros((4, len(rows)))
+        for learner, i in self._groups(rows):
+            out[:, i] = learner.probe(rows[i], nodes[i], models[i], at.of(i))
+        return Scores(*out)
+
+    def _groups(self, rows: Ints) -> Iterator[tuple[TorchLearner, Ints]]:
+        """Yield each learner with the places in `rows` whose networks are its task's."""
+        keys = np.array([id(self._networks.drawn[row]) for row in rows.tolist()])
+        for key in dict.fromkeys(keys.tolist()):
+            if key in self._tasks:
+                if key not in self._learners:
+                    self._learners[key] = TorchLearner(self._networks, self._tasks[key])
+                yield self._learners[key], np.flatnonzero(keys == key)
 
 
 def _array(models: Sequence[Travelling]) -> Models:

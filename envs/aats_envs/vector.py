@@ -16,7 +16,7 @@ from aats.errors import ScenarioError
 from aats_envs.episodes import Episodes, key_of, one
 from aats_envs.render import RENDER_MODES, picture, text
 from aats_envs.simulator import Reward
-from aats_envs.source import MAX_EPISODE_STEPS, OBSERVED, PROBES, simulator_of, source_of
+from aats_envs.source import FORMULA, MAX_EPISODE_STEPS, OBSERVED, PROBES, simulator_of, source_of
 from aats_envs.spaces import action_space, observation_space
 
 Observed = dict[str, npt.NDArray[Any]]
@@ -37,6 +37,7 @@ class KnowledgeNetworkVectorEnv(VectorEnv[Observed, npt.NDArray[np.int64], npt.N
         pool_size: See there.
         k: See there.
         probes: See there.
+        fidelity: See there.
         reward: See there.
         max_episode_steps: Decisions after which an episode is truncated.
         render_mode: See there.
@@ -56,6 +57,7 @@ class KnowledgeNetworkVectorEnv(VectorEnv[Observed, npt.NDArray[np.int64], npt.N
         pool_size: int | None = None,
         k: int = OBSERVED,
         probes: int = PROBES,
+        fidelity: str = FORMULA,
         reward: Mapping[str, float] | Reward | None = None,
         max_episode_steps: int = MAX_EPISODE_STEPS,
         render_mode: str | None = None,
@@ -66,7 +68,13 @@ class KnowledgeNetworkVectorEnv(VectorEnv[Observed, npt.NDArray[np.int64], npt.N
         source = source_of(preset=preset, scenario=scenario, family=family, pool_size=pool_size)
         self._episodes = Episodes(
             simulator_of(
-                num_envs, source, k=k, probes=probes, reward=reward, max_steps=max_episode_steps
+                num_envs,
+                source,
+                k=k,
+                probes=probes,
+                reward=reward,
+                max_steps=max_episode_steps,
+                fidelity=fidelity,
             )
         )
         self.num_envs, self.render_mode = num_envs, render_mode

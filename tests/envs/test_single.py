@@ -15,6 +15,7 @@ from stable_baselines3.common.env_checker import check_env as check_for_sb3
 import aats_envs
 from aats.errors import ScenarioError
 from aats.routing.features import FEATURES, GLOBALS, SIGNED
+from aats_envs.simulator import Reward
 from aats_envs.single import KnowledgeNetworkEnv
 
 ID = "aats_envs:aats/KnowledgeNetwork-v0"
@@ -119,7 +120,7 @@ def test_an_illegal_choice_goes_home_and_fails(env: KnowledgeNetworkEnv) -> None
     _, reward, terminated, truncated, info = env.step(np.int64(illegal))
     assert (terminated, truncated) == (True, False)
     assert (info["at"], info["ending"], info["is_success"]) == (home, "illegal", False)
-    assert float(reward) < -0.9 * 0.1 * 60.0
+    assert float(reward) < -0.9 * Reward().scale * Reward().failure
 
 
 def test_a_choice_that_is_no_row_is_refused(env: KnowledgeNetworkEnv) -> None:
