@@ -65,7 +65,7 @@ class MinibatchPolicy:
     """
 
     name = "minibatch"
-    probes: int = 3
+    probes: int = 6
     """Nodes probed at each stop, at most."""
     epsilon: float = 0.1
     """Share of stops drawn by score from all that help, so that a wrong belief does not last."""
@@ -163,7 +163,7 @@ class MinibatchPolicy:
         patience = self.patience * len(options)
         costs = relative_costs([o.cost_s + extra_s.get(o.index, 0.0) for o in options], MOST_COST)
         return {
-            o.index: merit.get(o.index, _guess(o)) * (1 + b + p) * staleness(o, patience) / c
+            o.index: (m := merit.get(o.index, _guess(o))) * (1 + m * (b + p)) * staleness(o, patience) / c
             for o, b, p, c in zip(options, by_balance, by_promise, costs, strict=True)
         }
 
