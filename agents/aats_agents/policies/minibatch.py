@@ -54,8 +54,9 @@ class MinibatchPolicy:
     """Most gain on trusted data, most even classes and most of what is lacking, per second.
 
     A stop's score is what a few trial steps there take off the loss on the packet's reference
-    set, times how far their direction agrees with that set's, raised by the stop's ranks by label
-    balance and by need x supply, times staleness, over relative cost. A node is probed only if
+    set, times how far their direction agrees with that set's, raised (the more, the better the
+    probe) by the stop's ranks by label balance and by need x supply, times staleness, over
+    relative cost. A node is probed only if
     the answer could change the choice and pays: a bad visit is undone by others, so asking is
     worth the more seconds the more of what the last visits brought others took away. None is
     probed again while its last answer holds. A node that is not worth a probe is judged by
@@ -162,10 +163,12 @@ class MinibatchPolicy:
         by_promise = ranks([_promise(o, observation) for o in options])
         patience = self.patience * len(options)
         costs = relative_costs([o.cost_s + extra_s.get(o.index, 0.0) for o in options], MOST_COST)
-        return {
-            o.index: (m := merit.get(o.index, _guess(o))) * (1 + m * (b + p)) * staleness(o, patience) / c
-            for o, b, p, c in zip(options, by_balance, by_promise, costs, strict=True)
-        }
+        scores = {}
+        for o, b, p, c in zip(options, by_balance, by_promise, costs, strict=True):
+            worth = merit.get(o.index, _guess(o))
+            # Wrong labels look balanced: what adverts say counts as far as a probe bears it out.
+            scores[o.index] = worth * (1 + worth * (b + p)) * staleness(o, patience) / c
+        return scores
 
 
 def _risk(observation: Observation) -> float:
