@@ -116,7 +116,8 @@ def test_a_file_is_told_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().out
     assert policy.digest in said
     assert "log_size 0.25..0.50" in said
-    assert "cost 1, need 1, balance 1" in said
+    prior = Prior()
+    assert f"cost {prior.cost:.3g}, need {prior.need:.3g}" in said
     assert cli.main(["policy", "show", str(tmp_path / "absent")]) == 2
 
 
