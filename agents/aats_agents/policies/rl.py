@@ -23,7 +23,7 @@ from aats_agents.scorer import Scorer
 SHIPPED = "default.safetensors"
 """In `aats_agents/shipped`."""
 GUARDED = (
-    "log_samples", "log_transfer", "log_compute", "log_size", "log_targets", "log_candidates",
+    "log_samples", "log_transfer", "log_compute", "log_size", "log_targets",
 )  # fmt: skip
 """What tells one kind of world from another; a network is not trusted outside the kinds it saw."""
 SLACK = 0.02
