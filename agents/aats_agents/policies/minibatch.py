@@ -53,15 +53,14 @@ NO_EXTRA: Mapping[int, float] = {}
 class MinibatchPolicy:
     """Most gain on trusted data, most even classes and most of what is lacking, per second.
 
-    A stop's score is what a few trial steps there take off the loss on the packet's reference
-    set, times how far their direction agrees with that set's, raised (the more, the better the
-    probe) by the stop's ranks by label balance and by need x supply, times staleness, over
-    relative cost. A node is probed only if
-    the answer could change the choice and pays: a bad visit is undone by others, so asking is
-    worth the more seconds the more of what the last visits brought others took away. None is
-    probed again while its last answer holds. A node that is not worth a probe is judged by
-    what its last visit brought. If no probe of now or then helped, the better half of those on
-    whose labels the model beats chance is chosen among. Nodes that hurt (until their data
+    A stop's score is what a few trial steps there take off the loss on the packet's reference set,
+    times how far their direction agrees with that set's, raised (the more, the better the probe) by
+    the stop's ranks by label balance and by need x supply, times staleness, over relative cost. A
+    node is probed only if the answer could change the choice and pays: a bad visit is undone by
+    others, so asking is worth the more seconds the more of what the last visits brought others took
+    away. None is probed again while its last answer holds. A node that is not worth a probe is
+    judged by what its last visit brought. If no probe of now or then helped, the better half of
+    those on whose labels the model beats chance is chosen among. Nodes that hurt (until their data
     change) and the two visited last are left out unless nothing else is left.
     """
 
