@@ -166,8 +166,8 @@ def test_data_that_is_not_there_is_named_with_where_to_get_it(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--policy", "teleport"], "'teleport' .* known policies are cycle"),
-        (["--compare", "cycle,teleport"], "'teleport' .* known policies are cycle"),
+        (["--policy", "teleport"], "'teleport' .* known policies are alignment"),
+        (["--compare", "cycle,teleport"], "'teleport' .* known policies are alignment"),
         (["--set", "links.los=0.1"], "'los' .* did you mean 'loss'"),
         (["--set", "links.loss=2"], r"links\.loss: 2\.0 .* at most 1"),
         (["--set", "nonsense"], "--set: 'nonsense' .* table.key=value"),
