@@ -7,7 +7,7 @@ of the simulated world. Every policy meets the same networks with the same seeds
 everything beforehand, what each visit will do included; the itinerary is computed beforehand by
 what nodes advertise.
 
-    python benchmarks/policies.py --data DIR            # 24 networks, about half an hour
+    python benchmarks/policies.py --data DIR            # 24 networks, an hour and more
     python benchmarks/policies.py --quick               # 2 small ones
 
 A journey that fails is charged 60 usual stops of its network besides its own time.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from aats.compose import compose
 from aats.config import Scenario, load_scenario
-from aats.errors import ScenarioError
+from aats.errors import DataError, ScenarioError
 from aats.learning.method import seed_of
 from aats.oam.plots import BAD_LABELS
 from aats_envs.family import Family
@@ -124,8 +126,20 @@ def drawn(name: str, family: Family, seeds: Sequence[int], *, real: bool = False
             real data.
     """
     source = FamilySource(family, LAYOUTS)
-    cases = [Case(name, seed, source.draw(np.random.default_rng(seed))) for seed in seeds]
-    return [in_earnest(case) for case in cases] if real else cases
+    if real:
+        return [_dealt(name, seed, source) for seed in seeds]
+    return [Case(name, seed, source.draw(np.random.default_rng(seed))) for seed in seeds]
+
+
+def _dealt(name: str, seed: int, source: FamilySource) -> Case:
+    """Return a case whose network's rows the real data can provide: large ones want too many."""
+    rng = np.random.default_rng(seed)
+    while True:
+        case = in_earnest(Case(name, seed, source.draw(rng)))
+        assert case.scenario is not None
+        with suppress(DataError):
+            compose(case.scenario)
+            return case
 
 
 def in_earnest(case: Case) -> Case:
