@@ -18,6 +18,7 @@ from tests.agents.test_worlds import MESH, Walk, walk
 GUARDED = ["minibatch", "alignment", "probe-gain", "balance-gain", "capped-loss", "greedy"]
 UNGUARDED = ["loss", "label-variance", "load-variance", "oort"]
 BLIND = ["random", "least-visited", "cycle", "metropolis", "jump"]
+TRAINED = ["rl", "greedy-prior"]
 SEEDS = 5
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -66,6 +67,13 @@ def test_a_bandit_learns_who_is_bad_too_late_to_stay_away() -> None:
     found = on_bad_data("bandit")
     assert found.bad_share >= 0.15
     assert found.final >= on_bad_data("random").final - 0.02
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_was_trained_for_seconds_does_no_worse_than_chance(name: str) -> None:
+    assert on_bad_data(name).final >= on_bad_data("random").final
+    assert on_bad_data(name).bad_share <= on_bad_data("random").bad_share
+    assert mean_of(name, 0.0, 120).final >= mean_of("random", 0.0, 120).final
 
 
 def test_the_default_beats_chance_where_half_of_the_nodes_are_bad() -> None:
