@@ -28,12 +28,12 @@ def aats(*arguments: str) -> None:
 def main(scenario: Path, steps: int, folder: Path) -> None:
     """Train, look at what was learned, send packets that carry it, compare with heuristics."""
     policy = folder / "mine.safetensors"
-    aats("policy", "train", "--scenario", str(scenario), "--steps", str(steps),
-         "--envs", "64", "--out", str(policy))  # fmt: skip
+    learn = ("--steps", str(steps), "--envs", "64", "--out", str(policy))
+    aats("policy", "train", "--scenario", str(scenario), *learn)
     aats("policy", "show", str(policy))
-    aats("launch", str(scenario), "--world", "sim", "--policy", str(policy), "--out", str(folder))
-    aats("launch", str(scenario), "--world", "sim", "--compare",
-         f"random,minibatch,greedy-prior,{policy}", "--seeds", "10", "--out", str(folder))  # fmt: skip
+    travel = ("launch", str(scenario), "--world", "sim", "--out", str(folder))
+    aats(*travel, "--policy", str(policy))
+    aats(*travel, "--compare", f"random,minibatch,greedy-prior,{policy}", "--seeds", "10")
 
 
 if __name__ == "__main__":
