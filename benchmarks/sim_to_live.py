@@ -249,7 +249,7 @@ def main() -> int:
         "What live costs have in common with those of other worlds, by logarithms",
         rows[: len(EXPECTED)],
     )
-    show("Medians", rows[first:])
+    show("Medians", rows[len(EXPECTED) :])
     scatter(results, names, families).savefig(args.out / "sim_to_live.png", dpi=130)
     print(f"plot: {args.out / 'sim_to_live.png'}")
     return finish("sim_to_live", rows, bars)
