@@ -47,8 +47,9 @@ def test_a_policy_goes_one_way_in_both_worlds(name: str, ring: Case) -> None:
     check(name, ring)
 
 
+# Not `minibatch`: whether it probes depends on how long visits took, which is not quite the same.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["random", "least-visited", "minibatch"])
+@pytest.mark.parametrize("name", ["random", "least-visited"])
 def test_so_it_does_over_slow_links_with_bad_nodes(name: str, digits20: Case) -> None:
     check(name, digits20)
 
