@@ -26,6 +26,9 @@ __all__ = ["FEATURES", "GLOBALS", "OBSERVATION_VERSION", "observe", "phase"]
 KINDS = {StopKind.DATA: Kind.DATA, StopKind.MPVU: Kind.MPVU, StopKind.HOME: Kind.HOME}
 PHASES = (Phase.SEEK, Phase.VERIFY, Phase.RETURN)
 """By `Stage`."""
+MAX_CELLS = 1 << 22
+"""Numbers in all histograms of an observation, padded to the longest: what would need more counts
+as withheld, or no stranger's advert would bound what a node allocates."""
 NO_PROBES: Mapping[NodeId, ProbeScores] = {}
 
 
@@ -54,8 +57,7 @@ def observe(
         raise ValueError("observe: a topology has at least one candidate (home)")
     if k <= 5:
         raise ValueError(f"observe: k is {k}, must be above 5")
-    histograms = [c.labels for c in topology.candidates]
-    journey = journey_of(header, now, histograms)
+    journey = journey_of(header, now, topology.candidates)
     seen = look(stops_of(header, topology.candidates, probes, journey), journey, k)
     kept = tuple(topology.candidates[i] for i in seen.rows.tolist() if i >= 0)
     return Observation(
@@ -87,20 +89,19 @@ def phase(header: Header, now: float, *, hops_home: int = 0) -> Phase:
 # --- a packet as arrays -----------------------------------------------------------------------
 
 
-def journey_of(
-    header: Header, now: float, histograms: Sequence[Mapping[str, Sequence[int]]] = ()
-) -> Journey:
+def journey_of(header: Header, now: float, candidates: Sequence[Candidate] = ()) -> Journey:
     """Return what a packet knows of itself, as arrays without leading dimensions.
 
     Args:
         header: The packet.
         now: Seconds, on the clock of the deadline.
-        histograms: By skill, as the candidates show them: they tell the number of classes.
+        candidates: Their histograms tell the number of classes.
     """
     targets = header.mandate.requirement
-    used = [header.labels_used.get(t.skill, []) for t in targets]
+    most = _most_classes(len(targets), len(candidates))
+    used = [_short(header.labels_used.get(t.skill, ()), most) for t in targets]
     classes = [
-        max([2, len(u), *(len(h[t.skill]) for h in histograms if t.skill in h)])
+        max([2, len(u), *(len(_short(c.labels.get(t.skill, ()), most)) for c in candidates)])
         for t, u in zip(targets, used, strict=True)
     ]
     budget, spent = header.mandate.budget, header.spent
@@ -183,8 +184,8 @@ def stops_of(
     skills = [t.skill for t in header.mandate.requirement]
     last = next((e.node for e in reversed(header.journal) if e.action != "verify"), None)
     shape = len(candidates), len(skills)
-    width = journey.used.shape[-1]
-    labels = _padded([c.labels.get(s, ()) for c in candidates for s in skills], width)
+    most, width = _most_classes(len(skills), len(candidates)), journey.used.shape[-1]
+    labels = _padded([_short(c.labels.get(s, ()), most) for c in candidates for s in skills], width)
     labels = labels.reshape(*shape, width)
     return Stops(
         kind=np.array([KINDS[c.kind] for c in candidates], np.int64),
@@ -196,7 +197,9 @@ def stops_of(
         samples=_column(c.samples.get(s, 0) for c in candidates for s in skills).reshape(shape),
         labels=labels,
         label_shape=label_shape(labels, journey.classes),
-        shown=_flags(s in c.labels for c in candidates for s in skills).reshape(shape),
+        shown=_flags(
+            s in c.labels and len(c.labels[s]) <= most for c in candidates for s in skills
+        ).reshape(shape),
         quality=_column(c.quality for c in candidates),
         freshness_s=_column(c.freshness_s for c in candidates),
         age_s=_column(c.age_s for c in candidates),
@@ -221,6 +224,14 @@ def _memory(candidate: Candidate) -> tuple[float, ...]:
     p = candidate.probed
     age = float(candidate.hops_since_probe)
     return (1.0, p.gain, p.alignment, p.loss, age) if p else (0.0,) * 5
+
+
+def _most_classes(num_targets: int, num_candidates: int) -> int:
+    return max(2, MAX_CELLS // max(1, num_targets * num_candidates))
+
+
+def _short(counts: Sequence[float], most: int) -> Sequence[float]:
+    return counts if len(counts) <= most else ()
 
 
 def _padded(counts: Sequence[Sequence[float]], width: int) -> Column:

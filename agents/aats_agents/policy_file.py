@@ -23,7 +23,7 @@ from safetensors.numpy import save as save_tensors
 
 from aats.errors import ScenarioError
 from aats.routing.features import FEATURES, GLOBALS, OBSERVATION_VERSION
-from aats_agents.prior import PRIOR_WEIGHTS, Prior
+from aats_agents.prior import MAX_WEIGHT, PRIOR_WEIGHTS, Prior
 from aats_agents.scorer import MAX_HIDDEN, Scorer, Weights, shapes
 
 FORMAT = 1
@@ -225,8 +225,11 @@ def _check_weights(weights: Mapping[str, npt.NDArray[Any]], place: str) -> None:
             raise ScenarioError(at, found, f"the shape must be {wanted[name]}")
         if weights[name].dtype != np.float32:
             raise ScenarioError(at, str(weights[name].dtype), "must be float32")
-        if not np.isfinite(weights[name]).all():
-            raise ScenarioError(at, "not finite", "every number must be finite")
+        largest = float(np.abs(weights[name]).max())
+        if not largest <= MAX_WEIGHT:
+            raise ScenarioError(
+                at, largest, f"numbers must be within -{MAX_WEIGHT:g}..{MAX_WEIGHT:g}"
+            )
 
 
 def save(policy: PolicyFile, path: Path) -> None:

@@ -17,6 +17,8 @@ from aats.routing.features import FEATURES, GLOBALS, MAX_HOPS
 LEAST = 1e-3
 """Need x supply of a node that promises nothing: low, but its logarithm is finite."""
 TINY = 1e-6
+MAX_WEIGHT = 1e6
+"""Of a prior or a network: far above any that was trained, and no sum of such overflows."""
 FAR = 1e9
 """Further down than any score."""
 
@@ -66,8 +68,8 @@ class Prior:
     def __post_init__(self) -> None:
         for name in PRIOR_WEIGHTS:
             value = getattr(self, name)
-            if not math.isfinite(value):
-                raise ValueError(f"prior: {name} is {value}, must be finite")
+            if not abs(value) <= MAX_WEIGHT:
+                raise ValueError(f"prior: {name} is {value}, must be within +-{MAX_WEIGHT:g}")
         if self.patience < 0 or min(self.memory, self.unprobed, self.floor, self.sharpness) <= 0:
             raise ValueError(
                 "prior: patience must be >= 0; memory, unprobed, floor, sharpness above 0"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aats.routing.features import FEATURES, GLOBALS
-from aats_agents.prior import Prior
-from aats_agents.scorer import NEVER, Scorer, zeros
+from aats_agents.prior import MAX_WEIGHT, PRIOR_WEIGHTS, Prior
+from aats_agents.scorer import NEVER, Scorer, shapes, zeros
 from tests.agents.rl_samples import column, random_batch, random_weights
 
 PRIORS = [None, Prior()]
@@ -70,6 +70,14 @@ def test_one_legal_stop_is_scored_without_others_to_compare_with() -> None:
     scorer = Scorer(random_weights(5, attention=True), Prior())
     assert np.isfinite(scorer.logits(features, packet, mask)).all()
     assert scorer.choose(features, packet, mask) == 3
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_largest_weights_that_are_taken_do_not_overflow(sign: int) -> None:
+    features, packet, mask = random_batch(6)
+    weights = {n: np.full(s, sign * MAX_WEIGHT, np.float32) for n, s in shapes(64).items()}
+    prior = Prior(**dict.fromkeys(PRIOR_WEIGHTS, MAX_WEIGHT))
+    assert np.isfinite(Scorer(weights, prior).logits(features, packet, mask)).all()
 
 
 def test_without_weights_the_prior_decides() -> None:

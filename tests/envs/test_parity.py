@@ -113,8 +113,7 @@ def test_a_batch_of_a_worlds_decisions_looks_as_each_did(monkeypatch: pytest.Mon
     assert any(e.action == "verify" for d in taken for e in d.header.journal)
     journeys, stops = [], []
     for d in taken:
-        histograms = [c.labels for c in d.topology.candidates]
-        journeys.append(journey_of(d.header, d.now, histograms))
+        journeys.append(journey_of(d.header, d.now, d.topology.candidates))
         stops.append(stops_of(d.header, d.topology.candidates, d.probes, journeys[-1]))
     batch: tuple[Stops, Journey] = stacked(stops), stacked(journeys)
     seen = look(*batch, 32)

@@ -410,3 +410,13 @@ def test_names_and_numbers_of_skills_and_classes_do_not_matter(
     np.testing.assert_allclose(one.features, two.features, atol=1e-6)
     np.testing.assert_allclose(one.globals, two.globals, atol=1e-6)
     assert math.isclose(one.mask.sum(), two.mask.sum())
+
+
+def test_no_histogram_makes_a_node_allocate_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aats.routing.observe.MAX_CELLS", 40)  # ten classes for four candidates
+    even, long = stop("b", labels={"digits": (5,) * 10}), stop("c", labels={"digits": (5,) * 11})
+    topology = Topology(NodeId("a"), (even, long, stop("m", StopKind.MPVU), HOME))
+    header = packet(labels_used={"digits": [1.0] * 500})
+    seen = observe(header, topology, 0.0)
+    assert seen.features[:2, FEATURES.index("labels_known")].tolist() == [1.0, 0.0]
+    assert phase(header, 0.0) is Phase.SEEK
