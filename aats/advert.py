@@ -78,6 +78,20 @@ class ComputeAdvert:
 
 
 @dataclass(frozen=True, slots=True)
+class Partner:
+    """A node that may work with others at the same moment, as seen from where a packet is."""
+
+    node: NodeId
+    data: tuple[DataAdvert, ...] = ()
+    """For the skills the packet wants; empty for a node that only computes."""
+    compute: ComputeAdvert = ComputeAdvert()
+    transfer_s: float = 0.0
+    """Expected seconds to move the packet there."""
+    links: int = 1
+    """Links between here and there."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodePolicy:
     """What a node allows."""
 

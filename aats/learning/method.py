@@ -173,7 +173,7 @@ class Work:
         rows = {s: self._rows(self.stop.data[s].samples, rng) for s in self.plan.steps}
         for skill in order.tolist()[self.steps :]:
             data, drawn = self.stop.data[skill], next(rows[skill])
-            self._count(skill, 1, len(drawn), data.train_y[drawn])
+            self.count(skill, 1, len(drawn), data.train_y[drawn])
             yield skill, data.train_x[drawn], data.train_y[drawn]
 
     def take_all(self) -> None:
@@ -184,18 +184,30 @@ class Work:
             whole, rest = divmod(steps, per_epoch)
             drawn = np.tile(np.arange(data.samples), whole)
             part = np.arange(data.samples * rest // per_epoch)
-            self._count(skill, steps, len(drawn) + len(part), data.train_y[[*drawn, *part]])
+            self.count(skill, steps, len(drawn) + len(part), data.train_y[[*drawn, *part]])
+
+    def count(self, skill: str, steps: int, samples: int, labels: Labels) -> None:
+        """Count steps that were taken and rows that were trained on, here or at a partner.
+
+        Args:
+            skill: Whose rows.
+            steps: Optimisation steps.
+            samples: Rows.
+            labels: Theirs; may be empty where a partner keeps them.
+        """
+        self.steps += steps
+        self.samples += samples
+        drawn, known = np.bincount(labels), self.labels.get(skill, np.zeros(0))
+        total = np.zeros(max(len(drawn), len(known)))
+        total[: len(known)] += known
+        total[: len(drawn)] += drawn
+        self.labels[skill] = total
 
     def _rows(self, samples: int, rng: np.random.Generator) -> Iterator[Labels]:
         while True:
             yield from np.array_split(
                 rng.permutation(samples), math.ceil(samples / self.plan.batch_size)
             )
-
-    def _count(self, skill: str, steps: int, samples: int, labels: Labels) -> None:
-        self.steps += steps
-        self.samples += samples
-        self.labels[skill] += np.bincount(labels, minlength=len(self.labels[skill]))
 
 
 @dataclass(frozen=True, slots=True)

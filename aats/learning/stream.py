@@ -23,7 +23,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from aats.advert import ComputeAdvert, DataAdvert
+from aats.advert import Partner
 from aats.ids import NodeId
 from aats.learning.method import Carry, Method, Work
 from aats.packet import Header
@@ -78,25 +78,6 @@ Script = Generator[Send | Receive, Frame | None, T]
 """One side of a stream; returns what came of it."""
 
 
-class PartnerLike(Protocol):
-    """What a method knows of a node that may take part."""
-
-    @property
-    def node(self) -> NodeId:
-        """Its name."""
-        ...
-
-    @property
-    def data(self) -> tuple[DataAdvert, ...]:
-        """What it says of its data for the wanted skills; empty for a node that only computes."""
-        ...
-
-    @property
-    def compute(self) -> ComputeAdvert:
-        """What it says of its means."""
-        ...
-
-
 @runtime_checkable
 class StreamMethod(Method, Protocol):
     """A method whose visits several nodes may do together.
@@ -104,7 +85,7 @@ class StreamMethod(Method, Protocol):
     `plan` and `train` are as in `Method`: what it does where it is alone.
     """
 
-    def lead(self, model: Any, work: Work, partners: Sequence[PartnerLike]) -> Script[Carry | None]:
+    def lead(self, model: Any, work: Work, partners: Sequence[Partner]) -> Script[Carry | None]:
         """Change the model in place together with the partners, as `Method.train` would.
 
         Rows that partners trained on are told to `work.count`, so that they are in the record.

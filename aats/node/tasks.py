@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from aats.advert import Partner
 from aats.ids import NodeId
 from aats.messages import ProbeAsk, ProbeReply, ProbeScores, Samples
 from aats.packet import Header, SkillEstimate
@@ -22,6 +23,8 @@ class VisitTask:
     header: Header
     data_of: NodeId
     """Whose data: this node's, or those of a node that entrusted them to it."""
+    partners: tuple[Partner, ...] = ()
+    """Nodes that do the visit together with this one, by streams (`aats.learning.stream`)."""
 
 
 @dataclass(frozen=True, slots=True)

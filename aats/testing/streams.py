@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from aats.advert import ComputeAdvert, DataAdvert
+from aats.advert import ComputeAdvert, Partner
 from aats.ids import NodeId
 from aats.learning.method import Carry, Work, seed_of
 from aats.learning.stream import Frame, Player, Send, StreamMethod
@@ -23,19 +23,6 @@ from aats.sim.kernel import Kernel, Timer
 
 Count = Counter[tuple[NodeId, NodeId, str]]
 """By sender, receiver and kind."""
-
-
-@dataclass(frozen=True, slots=True)
-class TestPartner:
-    """A partner with its adverts, a direct link away."""
-
-    __test__ = False
-
-    node: NodeId
-    data: tuple[DataAdvert, ...]
-    compute: ComputeAdvert = ComputeAdvert(samples_per_s=1000.0)
-    transfer_s: float = 0.01
-    links: int = 1
 
 
 @dataclass(slots=True)
@@ -169,10 +156,11 @@ def run_stream(
 
     head = NodeId(leader or work.stop.node)
     world = _World(data, header, method, head, kill or {}, delay_s or {})
-    partners = [TestPartner(NodeId(node), held.adverts()) for node, held in data.items()]
-    for i, partner in enumerate(partners):
-        if compute and partner.node in compute:
-            partners[i] = replace(partner, compute=compute[partner.node])
+    standard = ComputeAdvert(samples_per_s=1000.0)
+    partners = [
+        Partner(NodeId(node), held.adverts(), (compute or {}).get(node, standard))
+        for node, held in data.items()
+    ]
     torch.manual_seed(work.stop.seed)
     player = Player(method.lead(model, work, partners), [p.node for p in partners])
     world.players[head] = player
