@@ -2,6 +2,10 @@
 
 A module's tensors are views of the payload's arena where that is writable (the caller's private
 mapping) and copies where it is not, so what a peer sent is never changed by training.
+
+A module may have tensors that depend on what the packet carries (adapters added on the way): one
+with a method `grow(shapes)` is told the names and shapes that came, and makes room for them. Such
+a module may also leave a visit with other tensors than it came with.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,6 +39,25 @@ TRIAL_LR = 0.1
 """Trial steps where the asker names no learning rate (routing of the probe: 5 steps)."""
 FORWARD_ROWS = 4096
 """Rows judged at once; bounds the memory of a forward pass."""
+
+
+@runtime_checkable
+class Growing(Protocol):
+    """A module whose tensors depend on what the packet carries."""
+
+    def grow(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Make room for the tensors that came, of exactly these shapes.
+
+        Called once, on a new module, before anything is compared or read. What is not strange
+        and not known may be left: a name without a tensor is refused afterwards.
+
+        Args:
+            shapes: Names in the state dict and shapes of all that came.
+
+        Raises:
+            ModelError: If a name or a shape is strange.
+        """
+        ...
 
 
 @dataclass(slots=True)
@@ -111,7 +135,8 @@ class ModuleBackend:
         specs = {
             t.name[len(MODEL) :]: t for t in payload.manifest.tensors if t.name.startswith(MODEL)
         }
-        module = _skeleton(architecture)
+        shapes = {name: spec.shape for name, spec in specs.items()}
+        module = _skeleton(architecture, shapes)
         expected = module.state_dict()
         _check_shapes(architecture, specs, expected)
         weights.check_finite(weights.kept(payload, MODEL))
@@ -122,7 +147,7 @@ class ModuleBackend:
         if tied or any(t.is_meta for t in (*module.parameters(), *module.buffers())):
             # Assigning would untie weights, and a buffer that does not travel is made by the
             # constructor only: build for real.
-            module = build(architecture)
+            module = _grown(architecture, shapes)
             module.load_state_dict(tensors, assign=not tied)
         now = module.state_dict(keep_vars=True)
         return Loaded(module, {n: (t.data_ptr(), t._version) for n, t in now.items()})
@@ -158,15 +183,21 @@ class ModuleBackend:
         """Return the module's tensors in the dtypes they came in.
 
         Raises:
-            ModelError: If training changed the shape or the number of tensors.
+            ModelError: If training changed the shape or the number of tensors, and the module
+                is none that grows.
         """
         specs = {t.name: t for t in payload.manifest.tensors}
+        grows = isinstance(model.module, Growing)
         out = {}
         for name, tensor in model.module.state_dict(keep_vars=True).items():
             spec = specs.get(MODEL + name)
+            if grows and (spec is None or tuple(tensor.shape) != spec.shape):
+                dtype = _NAMES[tensor.dtype]
+                out[MODEL + name] = weights.Tensor(_bits(tensor, dtype), dtype)
+                continue
             if spec is None or tuple(tensor.shape) != spec.shape:
                 raise ModelError(f"tensor {name!r} came out of training with another shape")
-            same = not tensor.requires_grad and model.seen[name] == (
+            same = not tensor.requires_grad and model.seen.get(name) == (
                 tensor.data_ptr(), tensor._version
             )  # fmt: skip
             out[spec.name] = weights.Tensor(
@@ -202,13 +233,21 @@ class ModuleBackend:
         return 2.0 * sum(p.numel() for p in model.module.parameters())
 
 
-def _skeleton(architecture: Architecture) -> nn.Module:
+def _skeleton(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
     """Return the module without storage; with it where its constructor cannot do without."""
     try:
         with torch.device("meta"):
-            return build(architecture)
+            return _grown(architecture, shapes)
     except (NotImplementedError, RuntimeError):
-        return build(architecture)
+        return _grown(architecture, shapes)
+
+
+def _grown(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    """Return a new module with room for what came. What it grows is of shapes that came."""
+    module = build(architecture)
+    if isinstance(module, Growing):
+        module.grow(shapes)
+    return module
 
 
 def _check_shapes(
