@@ -1,7 +1,8 @@
 """Plug-ins by name: the entry points of installed distributions, and nothing else.
 
-Groups: `aats.policies`, `aats.agents`, `aats.methods`, `aats.models`, `aats.data`. A name that
-came over the wire is only looked up here; it never becomes an import path.
+Groups: `aats.policies`, `aats.agents`, `aats.methods`, `aats.rendezvous`, `aats.merges`,
+`aats.models`, `aats.data`. A name that came over the wire is only looked up here; it never
+becomes an import path.
 """
 
 from __future__ import annotations
