@@ -70,7 +70,8 @@ def test_a_tensor_added_on_the_way_travels_under_model() -> None:
     model.module.requires_grad_(False)
     model.module.add("two")
     left = backend.tensors(model, carried)
-    assert f"{MODEL}steps.two" in left and left[f"{MODEL}steps.two"].digest == b""
+    assert f"{MODEL}steps.two" in left
+    assert left[f"{MODEL}steps.two"].digest == b""
     kept = {t.name: t.digest for t in carried.manifest.tensors}
     assert {n: t.digest for n, t in left.items() if n in kept} == kept
 
@@ -82,7 +83,7 @@ def test_a_strange_shape_is_the_modules_to_refuse() -> None:
 
 def test_what_a_module_made_no_room_for_is_refused() -> None:
     carried = pack({**payload().arrays(), f"{MODEL}other": np.zeros(2, np.float32)})
-    with pytest.raises(ModelError, match="'other' .* is not expected"):
+    with pytest.raises(ModelError, match=r"'other' .* is not expected"):
         ModuleBackend().load(LADDER, carried)
 
 
