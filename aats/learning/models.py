@@ -249,6 +249,8 @@ class TokenClassifier(nn.Module):
         )
         self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.head = nn.Linear(width, classes)
+        layers = {f"layer{i}": (f"encoder.layers.{i}",) for i in range(depth)}
+        self.blocks = {"embedding": ("token", "position"), **layers, "head": ("head",)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of token rows [n, length]."""
