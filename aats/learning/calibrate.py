@@ -120,7 +120,7 @@ def fit_skill(task: Task, skill: str, fitted: Hops, judged: Hops, seed: int) -> 
     """Return the fit of one skill: made on some hops, judged on others."""
     dynamics = fit_dynamics(fitted, seed)
     plan = task.skills[skill]
-    method, _ = method_of(task.method)
+    method = method_of(task.method)[0]
     return Fit(
         name=task.name if len(task.skills) == 1 else f"{task.name}-{skill}",
         skill=skill,

@@ -13,7 +13,7 @@ own is a class with a `plan` and a loop over minibatches:
 
         def train(self, model, work):
             for skill, x, y in work:
-                loss = cross_entropy(predict(model, tensor(x), skill), tensor(y))
+                loss = work.loss(model, tensor(x), tensor(y), skill)
                 ...
 """
 
@@ -23,7 +23,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 import blake3
 import numpy as np
@@ -31,11 +31,18 @@ import numpy as np
 from aats import plugins
 from aats.errors import ModelError, ScenarioError, UnknownPluginError, nearest
 from aats.ids import NodeId
+from aats.learning.measures.options import Measures
 from aats.packet import Header, Plugin
 from aats.payload import Array
 from aats.roles.data import Features, Labels, SkillData
 
+if TYPE_CHECKING:
+    from aats.learning.measures.measure import Stack
+
 T = TypeVar("T")
+
+Loss = Callable[[Any, Any, Any, str], Any]
+"""(module, tensor x [n, ...], tensor y [n], skill) -> scalar tensor."""
 
 MAX_STEPS = 1 << 20
 """Of one visit: more are a mistake, or meant to keep the node busy."""
@@ -157,12 +164,17 @@ class Work:
 
     Epochs are cut into batches of even size, so that no batch of one row is left over; the
     skills take turns in a seeded order. One seed, one sequence.
+
+    What the mandate asks for against forgetting acts through this: through the minibatches,
+    which may hold made-up rows besides the node's own (only those are counted), and through
+    `loss`.
     """
 
-    def __init__(self, stop: Stop, plan: Plan) -> None:
+    def __init__(self, stop: Stop, plan: Plan, measures: Stack | None = None) -> None:
         if plan.total > MAX_STEPS:
             raise ModelError(f"a plan of {plan.total} steps; a visit has at most {MAX_STEPS}")
         self.stop, self.plan = stop, plan
+        self._measures = measures
         self.steps = 0
         self.samples = 0
         self.labels = {s: np.zeros(stop.data[s].num_classes) for s in plan.steps}
@@ -174,7 +186,44 @@ class Work:
         for skill in order.tolist()[self.steps :]:
             data, drawn = self.stop.data[skill], next(rows[skill])
             self.count(skill, 1, len(drawn), data.train_y[drawn])
-            yield skill, data.train_x[drawn], data.train_y[drawn]
+            x, y = data.train_x[drawn], data.train_y[drawn]
+            if self._measures is None:
+                yield skill, x, y
+            else:
+                yield skill, *self._measures.batch(skill, x, y)
+                self._measures.stepped()
+
+    def loss(self, model: Any, x: Any, y: Any, skill: str) -> Any:
+        """Return what to minimise on a minibatch: cross-entropy, and the mandate's measures.
+
+        Args:
+            model: The module that is trained.
+            x: Its rows, a tensor [n, ...].
+            y: Their labels, a tensor [n].
+            skill: Whose rows.
+        """
+        return self.composed(self._cross_entropy)(model, x, y, skill)
+
+    def criterion(self, logits: Any, x: Any, y: Any, skill: str) -> Any:
+        """Return the loss of logits [n, classes], for a loss of one's own: see `composed`."""
+        from torch.nn.functional import cross_entropy
+
+        if self._measures is None:
+            return cross_entropy(logits, y)
+        return self._measures.criterion(logits, x, y, skill)
+
+    def composed(self, base: Loss) -> Loss:
+        """Return a loss of one's own with the mandate's measures added.
+
+        Args:
+            base: (model, x, y, skill) -> scalar; should use `criterion` on its logits.
+        """
+        return base if self._measures is None else self._measures.composed(base)
+
+    def _cross_entropy(self, model: Any, x: Any, y: Any, skill: str) -> Any:
+        from aats.learning.models import predict
+
+        return self.criterion(predict(model, x, skill), x, y, skill)
 
     def take_all(self) -> None:
         """Count the whole plan as done, for a method that needs no minibatches."""
@@ -250,19 +299,35 @@ class Guard:
     told from forgetting; infinity switches this off."""
 
 
-def method_of(plugin: Plugin) -> tuple[Method, Guard]:
-    """Return the method and guard a mandate names.
+def method_of(plugin: Plugin) -> tuple[Method, Guard, Measures]:
+    """Return the method, the guard and the counter-measures a mandate names.
+
+    A parameter that a method has itself is the method's.
 
     Raises:
         UnknownPluginError: If no such method is installed or local.
         ScenarioError: On a parameter that the method does not have or of a wrong type.
     """
-    names = {f.name for f in dataclasses.fields(Guard)}
-    guard = {k: v for k, v in plugin.params.items() if k in names}
-    params = {k: v for k, v in plugin.params.items() if k not in names}
     place = f"method {plugin.name!r}"
     factory = _LOCAL.get(plugin.name) or _installed(plugin.name)
-    return configure(factory, params, place, also=names), configure(Guard, guard, place)
+    own = _fields(factory)
+    shared = {kind: _fields(kind) - own for kind in (Guard, Measures)}
+    params = dict(plugin.params)
+    parts = {
+        kind: {name: params.pop(name) for name in names & params.keys()}
+        for kind, names in shared.items()
+    }
+    return (
+        configure(factory, params, place, also=sorted(frozenset().union(*shared.values()))),
+        configure(Guard, parts[Guard], place),
+        configure(Measures, parts[Measures], place),
+    )
+
+
+def _fields(factory: Callable[..., Any]) -> frozenset[str]:
+    if not dataclasses.is_dataclass(factory):
+        return frozenset()
+    return frozenset(f.name for f in dataclasses.fields(factory) if f.init)
 
 
 def _installed(name: str) -> Callable[..., Method]:

@@ -227,7 +227,7 @@ class _Recorder:
         self.made = 0
         self._task = task
         self._backend = backend_of(task.architecture)
-        self._method, _ = method_of(task.method)
+        self._method, _, self._measures = method_of(task.method)
         self._kept: dict[str, list[dict[str, object]]] = {s: [] for s in task.skills}
 
     def hops(self) -> dict[str, Hops]:
@@ -295,7 +295,7 @@ class _Recorder:
         frozen = Payload(packet.payload.manifest, packet.payload.arena.toreadonly())
         result = visit_by(
             self._method, _OPEN, VisitTask(packet.header, node), frozen, data, node=node,
-            allocate=allocate,
+            allocate=allocate, measures=self._measures,
         )  # fmt: skip
         self.made += 1
         entry = VisitEntry(node, packet.header.hop, result.action, result.gain, result.samples, 1)

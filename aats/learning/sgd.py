@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
-from aats.learning.method import Work
-from aats.learning.models import predict
+from aats.learning.method import Loss, Work
 from aats.learning.modules import rows
-
-Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor, str], torch.Tensor]
-"""(model, x [n, ...], y [n], skill) -> scalar."""
-
-
-def cross_entropy(model: nn.Module, x: torch.Tensor, y: torch.Tensor, skill: str) -> torch.Tensor:
-    """Return the mean cross-entropy of the model's logits."""
-    return nn.functional.cross_entropy(predict(model, x, skill), y)
 
 
 def sgd(
@@ -27,7 +16,7 @@ def sgd(
     lr: float,
     momentum: float = 0.0,
     clip: float = 0.0,
-    loss: Loss = cross_entropy,
+    loss: Loss | None = None,
 ) -> None:
     """Take every step of the work on the parameters that require a gradient.
 
@@ -37,14 +26,16 @@ def sgd(
         lr: Learning rate.
         momentum: Heavy ball, starting at rest at each stop.
         clip: Largest norm of a gradient; 0 for none.
-        loss: What to minimise.
+        loss: What to minimise; None for `work.loss`. One of your own takes part in the
+            mandate's measures as `work.composed(mine)`.
     """
+    loss = loss or work.loss
     model.train()
     params = [p for p in model.parameters() if p.requires_grad]
     velocity: dict[nn.Parameter, torch.Tensor] = {}
     for skill, x, y in work:
         model.zero_grad(set_to_none=True)
-        loss(model, rows(x), torch.from_numpy(y), skill).backward()  # type: ignore[no-untyped-call]
+        loss(model, rows(x), torch.from_numpy(y), skill).backward()
         moved = [p for p in params if p.grad is not None]
         if clip:
             nn.utils.clip_grad_norm_(moved, clip)

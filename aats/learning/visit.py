@@ -13,18 +13,40 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aats.errors import ModelError
 from aats.ids import NodeId, Version
 from aats.learning.backend import Backend, LogProbabilities, backend_of
 from aats.learning.evaluate import cross_entropy, measure
-from aats.learning.method import Carry, Guard, Method, Stop, Work, method_of, progress, seed_of
-from aats.learning.weights import Allocate, check_finite, kept, reference_of, tensor_of, write
+from aats.learning.measures.options import NONE, Measures
+from aats.learning.method import (
+    Carry,
+    Guard,
+    Method,
+    Plan,
+    Stop,
+    Work,
+    method_of,
+    progress,
+    seed_of,
+)
+from aats.learning.weights import (
+    Allocate,
+    Tensor,
+    check_finite,
+    kept,
+    reference_of,
+    tensor_of,
+    write,
+)
 from aats.node.tasks import VisitResult, VisitTask
 from aats.packet import EstimateSource, Header, SkillEstimate, Target
 from aats.payload import MODEL, STATE, Manifest, Payload
 from aats.roles.data import Batch, NodeData
+
+if TYPE_CHECKING:
+    from aats.learning.measures.measure import Stack
 
 TRAINED = "train"
 ROLLED_BACK = "rolled-back"
@@ -49,8 +71,10 @@ def visit(
         UnknownPluginError: If the method is unknown here.
         ScenarioError: If its parameters are wrong.
     """
-    method, guard = method_of(task.header.mandate.method)
-    return visit_by(method, guard, task, payload, data, node=node, allocate=allocate)
+    method, guard, measures = method_of(task.header.mandate.method)
+    return visit_by(
+        method, guard, task, payload, data, node=node, allocate=allocate, measures=measures
+    )
 
 
 def visit_by(
@@ -62,9 +86,11 @@ def visit_by(
     *,
     node: NodeId,
     allocate: Allocate,
+    measures: Measures = NONE,
 ) -> VisitResult:
     """Let a given method work; otherwise as `visit`."""
     header = task.header
+    measures.check(header.mandate.architecture)
     stop = stop_of(header, task.data_of or node, data, payload)
     plan = method.plan(stop)
     reference = reference_of(payload)
@@ -82,16 +108,23 @@ def visit_by(
             return replace(
                 result, estimates=estimates, loss_before=before.loss, loss_after=before.loss
             )
-        work = Work(stop, plan)
+        stack = stack_of(measures, backend.subject(model), stop, plan)
+        work = Work(stop if stack is None else stack.stop, plan, stack)
         carry = method.train(backend.subject(model), work) or Carry()
         tensors = backend.tensors(model, payload)
+        own: dict[str, Tensor] = {}
         try:
             check_finite(tensors)
+            if stack is not None:
+                own = {name: tensor_of(array) for name, array in stack.finish().items()}
+                tensors = backend.tensors(model, payload)
+                check_finite({**tensors, **own})
             after = judge.judge(model)
             note = guard_against(guard, before, after)
         except ModelError as error:
             after, note = LOST, str(error)
-        flops = backend.flops(model) * (BACKWARD * work.samples + 2 * judge.rows)
+        passed = BACKWARD * work.samples + 2 * judge.rows
+        flops = backend.flops(model) * (passed + (stack.forwards if stack else 0.0))
 
     result = VisitResult(
         manifest=payload.manifest,
@@ -117,6 +150,8 @@ def visit_by(
     state = kept(payload, STATE)
     if carry.state is not None:
         state = {name: tensor_of(array) for name, array in carry.state.items()}
+    if stack is not None:
+        state = {name: t for name, t in state.items() if not stack.owns(name)} | own
     manifest = write(payload, tensors, state, allocate)
     return replace(
         result,
@@ -124,6 +159,19 @@ def visit_by(
         estimates=judge.estimates(after, manifest.version(MODEL)),
         labels_used=_labels_used(header, work, data),
     )
+
+
+def stack_of(measures: Measures, model: Any, stop: Stop, plan: Plan) -> Stack | None:
+    """Return what acts against forgetting in this visit, None for nothing; prepares the model.
+
+    Raises:
+        ModelError: If what a measure carried here does not fit the model.
+    """
+    if not measures:
+        return None
+    from aats.learning.measures.measure import Stack
+
+    return Stack(measures.start(), model, stop, plan)
 
 
 def stop_of(header: Header, node: NodeId, data: NodeData, payload: Payload) -> Stop:

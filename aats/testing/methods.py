@@ -13,6 +13,7 @@ from math import inf
 import numpy as np
 
 from aats.ids import NodeId, PacketId
+from aats.learning.measures.options import NONE, Measures
 from aats.learning.method import Guard, Method, Work
 from aats.learning.visit import stop_of, visit_by
 from aats.learning.weights import check_finite, initial_payload, kept
@@ -107,8 +108,9 @@ class Walk:
     result: VisitResult | None = None
 
     def visit(
-        self, method: Method, data: NodeData, node: NodeId = NODE, guard: Guard = _OPEN
-    ) -> VisitResult:
+        self, method: Method, data: NodeData, node: NodeId = NODE, guard: Guard = _OPEN,
+        measures: Measures = NONE,
+    ) -> VisitResult:  # fmt: skip
         """Let the method work at a node; header and payload go on as they would leave."""
         arenas: list[memoryview] = []
 
@@ -118,7 +120,9 @@ class Walk:
 
         frozen = Payload(self.payload.manifest, self.payload.arena.toreadonly())
         task = VisitTask(self.header, node)
-        result = visit_by(method, guard, task, frozen, data, node=node, allocate=allocate)
+        result = visit_by(
+            method, guard, task, frozen, data, node=node, allocate=allocate, measures=measures
+        )
         self.result = result
         self.payload = Payload(result.manifest, arenas[-1]) if arenas else self.payload
         hop = self.header.hop

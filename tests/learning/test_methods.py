@@ -106,8 +106,9 @@ def test_a_users_own_model_and_loop_learn() -> None:
     methods.local("mine", Mine)
     architecture = Architecture("net")
     check_method(Mine(), architecture)
-    found, guard = method_of(Plugin("mine", {"lr": 0.05, "rollback_drop": 0.5}))
+    found, guard, measures = method_of(Plugin("mine", {"lr": 0.05, "rollback_drop": 0.5}))
     assert (found, guard) == (Mine(0.05), Guard(rollback_drop=0.5))
+    assert not measures
     data = blobs()
     walk = Walk(header_for(architecture), initial_payload(architecture, 0, reference_for(data)))
     assert walk.visit(found, NodeData.of(data)).gain > 0.3
