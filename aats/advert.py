@@ -63,6 +63,8 @@ class DataAdvert:
     """Version of this data: changes when the data do."""
     delegate: NodeId = NodeId("")
     """The compute node trusted to work on this data; "" for the node itself."""
+    view: str = ""
+    """Which part of each sample the node sees; "" for all of it. A view alone is no stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,9 @@ class NodePolicy:
     max_packet_bytes: int = 4 << 30
     contributes_to: tuple[NodeId, ...] = ()
     """MPVUs to which the node gives samples for a test set."""
+    streams: bool = True
+    """Whether the node works along with packets that are elsewhere: what a method sends (say,
+    activations of its rows) then leaves the node."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,7 +210,62 @@ class Whereabouts:
     key: CustodyKey
 
 
-RelayBody = ProbeAsk | ProbeReply | Samples | SamplesAck | Whereabouts
+# --- streams: nodes that do a visit together ----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOpening:
+    """What a partner needs to know before it takes part; comes with the first frame."""
+
+    header: Header
+    """The packet's mandate and numbers, without its history."""
+    partners: tuple[NodeId, ...]
+    """All who take part besides the leader: they may speak to each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFrame:
+    """A frame of a stream, or a part of one that is large.
+
+    The session is the relay's `request`. Parts are counted per session and direction; what is
+    not acknowledged is sent again.
+    """
+
+    seq: int
+    ack: int
+    """Parts received so far in the other direction, without a gap."""
+    kind: str
+    """In the method's own words; the same for all parts of a frame."""
+    manifest: Manifest = Manifest()
+    """Of the whole frame; with its last part only."""
+    tensors: bytes = b""
+    """This part's share of the arena."""
+    numbers: dict[str, float] = field(default_factory=dict)
+    more: bool = False
+    """Further parts belong to the same frame."""
+    opening: StreamOpening | None = None
+    account: dict[str, float] = field(default_factory=dict)
+    """To the leader: `joules`, and bytes by "sender>receiver"; since the session began."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAck:
+    """A sign of life, and how much has arrived."""
+
+    ack: int
+    account: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnd:
+    """The sender takes no part in the session (any more)."""
+
+    reason: str = ""
+
+
+RelayBody = (
+    ProbeAsk | ProbeReply | Samples | SamplesAck | Whereabouts | StreamFrame | StreamAck | StreamEnd
+)
 
 
 @dataclass(frozen=True, slots=True)

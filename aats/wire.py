@@ -51,15 +51,16 @@ TYPES: dict[int, type] = {
     10: ms.Offer, 11: ms.Accept, 12: ms.Refuse, 13: ms.Custody, 14: ms.Moved, 15: ms.Alive,
     16: ms.Ask, 17: ms.Superseded,
     20: ms.Relay, 21: ms.ProbeAsk, 22: ms.ProbeReply, 23: ms.Samples, 24: ms.SamplesAck,
-    25: ms.Whereabouts,
+    25: ms.Whereabouts, 26: ms.StreamFrame, 27: ms.StreamAck, 28: ms.StreamEnd,
     30: Header, 31: Mandate, 32: Record, 33: ad.Advert, 34: ev.CustodyRow, 35: SkillEstimate,
     40: ev.Started, 41: ev.MessageReceived, 42: ev.LinkUp, 43: ev.LinkDown,
     44: ev.PacketReceived, 45: ev.TransferFailed, 46: ev.PacketSubmitted, 47: ev.TaskFinished,
-    48: ev.TaskFailed, 49: ev.DataChanged,
+    48: ev.TaskFailed, 49: ev.DataChanged, 50: ev.TaskSpoke,
     60: tk.VisitTask, 61: tk.ProbeTask, 62: tk.BatchTask, 63: tk.VerifyTask,
-    64: tk.ContributeTask, 65: tk.AdoptTask,
+    64: tk.ContributeTask, 65: tk.AdoptTask, 67: tk.FollowTask,
     70: tk.VisitResult, 71: tk.ProbeResult, 72: tk.VerifyResult, 73: tk.ContributeResult,
-    74: tk.AdoptResult,
+    74: tk.AdoptResult, 76: tk.FollowResult,
+    80: tk.Spoken, 81: tk.Lost,
 }  # fmt: skip
 """Type codes of wire version 1: only ever added to."""
 
@@ -72,6 +73,8 @@ _LIMITS: dict[type, int] = {
     **dict.fromkeys(get_args(ev.Event), MAX_EVENT_BYTES),
     **dict.fromkeys(get_args(tk.Task), MAX_MESSAGE_BYTES + MAX_HEADER_BYTES),
     **dict.fromkeys(get_args(tk.Result), MAX_MESSAGE_BYTES + MAX_HEADER_BYTES),
+    tk.FollowTask: MAX_EVENT_BYTES,
+    tk.Spoken: MAX_EVENT_BYTES,
 }  # fmt: skip
 """Bytes of one encoded value, where it is not `MAX_HEADER_BYTES`."""
 
@@ -184,6 +187,11 @@ def _check_tensors(body: ms.ProbeAsk | ms.ProbeReply | ms.Samples) -> None:
         )
 
 
+def _check_spoken(frame: tk.Spoken) -> None:
+    if frame.manifest.total != len(frame.tensors):
+        raise Fault(f"{len(frame.tensors)} bytes, the manifest says {frame.manifest.total}")
+
+
 def _check_signed_advert(signed: ad.SignedAdvert) -> None:
     if len(signed.body) > MAX_ADVERT_BYTES:
         raise Fault(f"advert of {len(signed.body)} bytes, allowed are {MAX_ADVERT_BYTES}")
@@ -204,6 +212,7 @@ _CHECKS: dict[type, Callable[[Any], None]] = {
     ms.ProbeAsk: _check_tensors,
     ms.ProbeReply: _check_tensors,
     ms.Samples: _check_tensors,
+    tk.Spoken: _check_spoken,
     ad.SignedAdvert: _check_signed_advert,
     Header: _check_header,
     ms.Offer: _check_offer,
@@ -366,6 +375,17 @@ def decode_event(data: bytes | memoryview) -> ev.Event:
     """Return the event in `data`, or raise `WireError`."""
     event: ev.Event = decode(data, get_args(ev.Event))
     return event
+
+
+def encode_told(told: tk.Told) -> bytes:
+    """Return what a running task is told as bytes, for its process."""
+    return encode(told)
+
+
+def decode_told(data: bytes | memoryview) -> tk.Told:
+    """Return what a running task is told, or raise `WireError`."""
+    told: tk.Told = decode(data, get_args(tk.Told))
+    return told
 
 
 def encode_task(task: tk.Task) -> bytes:

@@ -104,6 +104,12 @@ REPLY = ms.ProbeReply(SCORES, MANIFEST, TENSORS, "")
 SAMPLES = ms.Samples("verify", 4, MANIFEST, TENSORS)
 ACK = ms.SamplesAck("verify", 4)
 HERE = ms.Whereabouts(KEY)
+FRAME = ms.StreamFrame(
+    3, 2, "activations", MANIFEST, TENSORS, {"loss": 0.5}, False,
+    ms.StreamOpening(Header(MANDATE, hop=2), (CLINIC.node, MPVU.node)),
+    {"joules": 2.5, "clinic-1>mpvu": 4096.0},
+)  # fmt: skip
+SPOKEN = tk.Spoken(CLINIC.node, "activations", MANIFEST, TENSORS, {"loss": 0.5}, 512, 1.5)
 OFFER = ms.Offer(KEY, HEADER, (MPVU.node, NodeId("clinic-2")), NodeId("clinic-2"))
 RELAY = ms.Relay(OWNER.node, MPVU.node, "probe/1", 8, ASK)
 VISIT_RESULT = tk.VisitResult(
@@ -126,7 +132,9 @@ SAMPLE_OF = {
         ms.Ask(KEY),
         ms.Superseded(KEY),
         RELAY,
-        ASK, REPLY, SAMPLES, ACK, HERE,
+        ASK, REPLY, SAMPLES, ACK, HERE, FRAME, SPOKEN,
+        ms.StreamAck(4, {"joules": 2.5}),
+        ms.StreamEnd("busy"),
         HEADER, MANDATE, TRAIN, ADVERT, ROW, VERDICT,
         ev.Started(4, (ROW,), {"seq": b"\x00\x01"}, (KEY, replace(KEY, hop=1))),
         ev.MessageReceived(OWNER.node, OFFER),
@@ -138,6 +146,7 @@ SAMPLE_OF = {
         ev.TaskFinished(9, VISIT_RESULT, tk.Spending(1.5, 3.25)),
         ev.TaskFailed(9, "out of memory"),
         ev.DataChanged(ADVERT.data, ADVERT.compute),
+        ev.TaskSpoke(9, SPOKEN),
         tk.VisitTask(HEADER, CLINIC.node),
         tk.ProbeTask(ASK, REPLY, HEADER),
         tk.BatchTask(ASK),
@@ -149,5 +158,8 @@ SAMPLE_OF = {
         tk.VerifyResult((ESTIMATE,), "cd" * 32),
         tk.ContributeResult(SAMPLES),
         tk.AdoptResult(True, "kept"),
+        tk.FollowTask(Header(MANDATE, hop=2), OWNER.node, (CLINIC.node, MPVU.node), SPOKEN),
+        tk.FollowResult(),
+        tk.Lost(CLINIC.node),
     )
 }  # fmt: skip

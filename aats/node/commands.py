@@ -13,7 +13,7 @@ from aats.ids import CustodyKey, NodeId
 from aats.lineage import Record
 from aats.messages import Message, Relay
 from aats.node.events import CustodyRow
-from aats.node.tasks import Task
+from aats.node.tasks import Task, Told
 from aats.packet import Header
 from aats.payload import Manifest
 
@@ -118,6 +118,14 @@ class CancelTask:
 
 
 @dataclass(frozen=True, slots=True)
+class TellTask:
+    """Give a running task what came for it; one that has ended needs it no more."""
+
+    task_id: int
+    told: Told
+
+
+@dataclass(frozen=True, slots=True)
 class DeliverPacket:
     """The packet is home: hand it to the owner's application (model, log, lineage)."""
 
@@ -134,5 +142,5 @@ class Trace:
 
 Command = (
     SendMessage | SendProbe | ExpectPacket | SendPacket | CancelTransfer | SaveCustody
-    | DropCustody | SaveState | RunTask | CancelTask | DeliverPacket | Trace
+    | DropCustody | SaveState | RunTask | CancelTask | TellTask | DeliverPacket | Trace
 )  # fmt: skip

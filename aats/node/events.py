@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from aats.advert import ComputeAdvert, DataAdvert, LinkAdvert
 from aats.ids import CustodyKey, NodeId
 from aats.messages import Message
-from aats.node.tasks import Result, Spending
+from aats.node.tasks import Result, Spending, Spoken
 from aats.packet import Header
 
 
@@ -89,6 +89,14 @@ class TaskFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskSpoke:
+    """A running task has a frame for another node."""
+
+    task: int
+    frame: Spoken
+
+
+@dataclass(frozen=True, slots=True)
 class DataChanged:
     """The node's own data or compute changed: advertise anew."""
 
@@ -117,5 +125,5 @@ class CustodyRow:
 
 Event = (
     Started | MessageReceived | LinkUp | LinkDown | PacketReceived | TransferFailed
-    | PacketSubmitted | TaskFinished | TaskFailed | DataChanged
+    | PacketSubmitted | TaskFinished | TaskFailed | TaskSpoke | DataChanged
 )  # fmt: skip

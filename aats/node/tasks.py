@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from aats.advert import Partner
+from aats.advert import ComputeAdvert, Partner
 from aats.ids import NodeId
 from aats.messages import ProbeAsk, ProbeReply, ProbeScores, Samples
 from aats.packet import Header, SkillEstimate
@@ -25,6 +25,10 @@ class VisitTask:
     """Whose data: this node's, or those of a node that entrusted them to it."""
     partners: tuple[Partner, ...] = ()
     """Nodes that do the visit together with this one, by streams (`aats.learning.stream`)."""
+    compute: ComputeAdvert = ComputeAdvert()
+    """What this node computes with, as it advertises it."""
+    bandwidth_bps: float = 0.0
+    """Of this node's fastest live link, bits per second; 0 where it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,46 @@ class VisitResult:
     trained: dict[str, float] = field(default_factory=dict)
     """The method's numbers for the header (replaces `Header.trained`)."""
     flops: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A frame of a stream, as a task gives it to its core or gets it."""
+
+    node: NodeId
+    """Whom it is for, or whom it is from."""
+    kind: str
+    manifest: Manifest = Manifest()
+    tensors: bytes = b""
+    numbers: dict[str, float] = field(default_factory=dict)
+    wire_bytes: int = 0
+    """What came: its size on each link, framing included."""
+    joules: float = 0.0
+    """What goes: spent by the task so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A node that took part in a stream will say no more."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class FollowTask:
+    """Do a partner's side of a stream with this node's data."""
+
+    about: Header
+    """The packet's mandate and numbers; it is not here."""
+    leader: NodeId
+    partners: tuple[NodeId, ...]
+    """All who take part besides the leader, this node too."""
+    opening: Spoken
+
+
+@dataclass(frozen=True, slots=True)
+class FollowResult:
+    """A partner's side has ended. What came of it is at the leader's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +166,10 @@ class AdoptResult:
     note: str = ""
 
 
-Task = VisitTask | ProbeTask | BatchTask | VerifyTask | ContributeTask | AdoptTask
-Result = VisitResult | ProbeResult | VerifyResult | ContributeResult | AdoptResult
+Task = VisitTask | ProbeTask | BatchTask | VerifyTask | ContributeTask | AdoptTask | FollowTask
+Result = VisitResult | ProbeResult | VerifyResult | ContributeResult | AdoptResult | FollowResult
+Told = Spoken | Lost
+"""What a running task is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +182,7 @@ class Spending:
 
 __all__ = [
     "AdoptResult", "AdoptTask", "BatchTask", "ContributeResult", "ContributeTask",
-    "ProbeResult", "ProbeScores", "ProbeTask", "Result", "Spending", "Task", "VerifyResult",
-    "VerifyTask", "VisitResult", "VisitTask",
+    "FollowResult", "FollowTask", "Lost", "ProbeResult", "ProbeScores", "ProbeTask", "Result",
+    "Spending", "Spoken", "Task", "Told", "VerifyResult", "VerifyTask", "VisitResult",
+    "VisitTask",
 ]  # fmt: skip
