@@ -64,7 +64,10 @@ class Work:
         """Let the packet's method work on the data it came, or stays, for."""
         desk, header = self._desk, copy.header
         copy.doing = Doing.WORKING
-        task = VisitTask(header, copy.row.data_of or desk.node)
+        advert = desk.map.advert(desk.node)
+        fastest = max((link.bandwidth_bps for link in advert.links), default=0.0) if advert else 0.0
+        data_of = copy.row.data_of or desk.node
+        task = VisitTask(header, data_of, compute=desk.config.compute, bandwidth_bps=fastest)
         copy.task = desk.run("journey", copy.key, task)
         desk.trace("visit.started", packet=header.id, hop=header.hop)
 
