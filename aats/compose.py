@@ -18,20 +18,23 @@ from aats.config import HeldData, Scenario, SkillConfig
 from aats.errors import LocalError, ModelError, ScenarioError, WireError
 from aats.identity import Identity
 from aats.ids import NodeId, new_packet_id
-from aats.installed import load_agent, load_policy
+from aats.installed import load_agent, load_policy, load_rendezvous
 from aats.learning.backend import backend_of
 from aats.learning.evaluate import measure
+from aats.learning.merge import merge_rule
 from aats.learning.method import method_of, seed_of
 from aats.learning.partition import Part, Spread, spread
+from aats.learning.views import View, spread_views
 from aats.node.core import NodeCore
 from aats.node.desk import CoreConfig
 from aats.node.spec import WorkSettings
-from aats.packet import Header
+from aats.packet import Header, Plugin
 from aats.payload import Payload
 from aats.roles.data import Batch, NodeData
 from aats.roles.mpvu import TestSet
 from aats.roles.owner import make_packet
 from aats.roles.runner import TaskContext
+from aats.routing.rendezvous import merge_of
 from aats.sim.link import LinkSpec
 from aats.sim.network import SimulatedWorld, Sink
 from aats.sim.node import NodeParts, Pace
@@ -82,6 +85,16 @@ def compose(scenario: Scenario) -> Plan:
 
 
 def _spread(scenario: Scenario, skill: str, config: SkillConfig) -> Spread:
+    if config.views:
+        views = {
+            view.node: View(name, view.transform, view.labels, view.missing)
+            for name, view in config.views.items()
+        }
+        return spread_views(
+            skill, config.source, views, parts_of(scenario, skill), held_out=config.held_out,
+            reference=config.reference, test=config.test, root=scenario.data.root,
+            seed=scenario.seed,
+        )  # fmt: skip
     return spread(
         skill,
         config.source,
@@ -123,7 +136,8 @@ def _node(scenario: Scenario, name: NodeId, dealt: Mapping[str, Spread]) -> Node
             joules_per_sample=config.joules_per_sample,
         ),
         policy=NodePolicy(
-            config.probe, int(config.max_packet_mb * 1e6), contributes_to=config.contributes_to
+            config.probe, int(config.max_packet_mb * 1e6), contributes_to=config.contributes_to,
+            streams=config.streams,
         ),
         labels={"label": config.label} if config.label else {},
         query_budget=scenario.mpvu.query_budget,
@@ -171,10 +185,13 @@ def build_packets(
         seed = seed_of("packet", f"{scenario.seed}/{number}")
         # What is wrong with a packet is told now, not at its first stop.
         place = f"packets[{number}]"
-        for key, plugin, load in (
+        wanted: list[tuple[str, Plugin, Callable[[Plugin], object]]] = [
             ("policy", config.policy, load_policy),
             ("method", config.method, method_of),
-        ):
+        ]
+        if config.rendezvous:
+            wanted.append(("rendezvous", config.rendezvous, _check_rendezvous))
+        for key, plugin, load in wanted:
             try:
                 load(plugin)
             except LocalError as error:
@@ -189,6 +206,7 @@ def build_packets(
                 kind=config.kind,
                 method=config.method,
                 policy=config.policy,
+                rendezvous=config.rendezvous,
                 budget=config.budget.cost,
                 deadline=created + config.after_s + config.deadline_s,
                 reference={s: b for s, b in plan.reference.items() if s in skills},
@@ -203,6 +221,10 @@ def build_packets(
             raise ScenarioError(place, config.name, f"it cannot travel: {error}") from error
         packets.append(PacketPlan(header, payload, config.after_s))
     return packets
+
+
+def _check_rendezvous(plugin: Plugin) -> None:
+    merge_rule(merge_of(load_rendezvous(plugin)))
 
 
 def measure_on(

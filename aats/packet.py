@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from math import inf
 from typing import Any
 
 from aats.ids import CustodyKey, NodeId, PacketId, Version
@@ -77,7 +78,7 @@ class Cost:
         )
 
 
-UNLIMITED = Cost(float("inf"), float("inf"), float("inf"), float("inf"))
+UNLIMITED = Cost(inf, inf, inf, inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,35 @@ class Mandate:
     seed: int
     label: str = ""
     """A name for people."""
+    rendezvous: Plugin | None = None
+    """How it works at several nodes at one moment; None: at one after the other only."""
     signature: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What one child of a fork does before it goes back to be merged."""
+
+    itinerary: tuple[NodeId, ...] = ()
+    """Whose data to visit, in this order; empty: its policy picks each stop."""
+    visits: int = 1
+    """Stops after which it goes back; an itinerary that is done ends the errand, too."""
+    meet: bool = False
+    """Average with the last sibling that left a copy at a stop before training there."""
+    until: float = inf
+    """When it goes back whatever it has done, in seconds of the deadline's clock; set at the
+    fork."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every stop is done."""
+        return self.visits <= 0
+
+    def after_stop(self) -> Errand:
+        """Return what is left after one more stop, whatever came of it."""
+        left = self.itinerary[1:]
+        over = bool(self.itinerary) and not left
+        return replace(self, itinerary=left, visits=0 if over else self.visits - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from aats.codec import names_destination
 from aats.config.scenario import FaultConfig, FaultKind, PacketConfig, Scenario
 from aats.errors import InfeasibleError, ScenarioError, nearest
 from aats.ids import NODE_ID, NodeId
-from aats.packet import Target
+from aats.packet import Plugin, Target
 from aats.plugins import names
 
 VERIFIERS = ("mpvu", "any")
@@ -88,6 +88,7 @@ def _check_nodes(scenario: Scenario, place: str) -> None:
 def _check_data(scenario: Scenario, place: str) -> None:
     from aats.learning.datasets import SOURCES
     from aats.learning.partition import PARTITIONERS
+    from aats.learning.views import TRANSFORMS
 
     sources = {*SOURCES, *names("aats.data")}
     for skill, config in scenario.data.skills.items():
@@ -98,6 +99,13 @@ def _check_data(scenario: Scenario, place: str) -> None:
         _known(config.partition.name, PARTITIONERS, f"{at}.partition", "partitioners")
         for node in config.nodes:
             _known(node, scenario.with_role(Role.DATA), f"{at}.nodes", "data nodes")
+        if config.views and (config.nodes or config.partition != Plugin("iid")):
+            raise ScenarioError(f"{at}.views", [*config.views], "drop nodes and partition")
+        for name, view in config.views.items():
+            _check_name(name, f"{at}.views")
+            seeing = scenario.with_role(Role.DATA)
+            _known(view.node, seeing, f"{at}.views.{name}.node", "data nodes")
+            _known(view.transform.name, TRANSFORMS, f"{at}.views.{name}.transform", "transforms")
 
 
 def _check_fault(scenario: Scenario, fault: FaultConfig, at: str) -> None:
@@ -125,6 +133,9 @@ def _check_packets(scenario: Scenario, place: str) -> None:
         _known(packet.owner, scenario.nodes, f"{at}.owner", "nodes")
         _known(packet.kind, names("aats.agents"), f"{at}.kind", "agents")
         _known(packet.policy.name, names("aats.policies"), f"{at}.policy", "policies")
+        if packet.rendezvous:
+            known = names("aats.rendezvous")
+            _known(packet.rendezvous.name, known, f"{at}.rendezvous", "rendezvous")
         _known(packet.method.name, names("aats.methods"), f"{at}.method", "methods")
         _known(packet.model.name, (*names("aats.models"), "surrogate"), f"{at}.model", "models")
         if not packet.requirement:

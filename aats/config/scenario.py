@@ -102,6 +102,9 @@ class NodeConfig:
     """Advertise the label histogram."""
     contributes_to: tuple[NodeId, ...] = ()
     """MPVUs to which the node gives samples for a test set."""
+    streams: bool = True
+    """Work along with packets that are elsewhere (split learning): what a method sends, say
+    activations of this node's rows, then leaves it."""
     delegate: NodeId = NodeId("")
     """The compute node trusted to work on this node's data; "" for itself."""
     max_packet_mb: Positive = 4096.0
@@ -116,6 +119,20 @@ class NodeConfig:
     """Place in the unit square, for drawing; the topology's if unset."""
     data: dict[str, HeldData] = field(default_factory=dict)
     """By skill."""
+
+
+@dataclass(frozen=True, slots=True)
+class ViewConfig:
+    """`[data.skills.<skill>.views.<view>]`: one node's view of the samples all views share."""
+
+    node: NodeId
+    """Who sees the samples so."""
+    transform: Plugin = Plugin("identity")
+    """What it sees: a transform of `aats.learning.views`, e.g. `{ name = "noise", sd = 2.0 }`."""
+    labels: bool = True
+    """Whether it knows the labels."""
+    missing: Share = 0.0
+    """Share of the samples that it has no row of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +152,8 @@ class SkillConfig:
     test: Annotated[float, Between(0, 0.9)] = 0.2
     """Share of the rows that no node gets, for the independent measurement in the report; a
     source that has its own test set uses that."""
+    views: dict[str, ViewConfig] = field(default_factory=dict)
+    """Instead of a partition: every node listed here sees all samples, each by its own view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +199,9 @@ class PacketConfig:
     """What a visit does, with its parameters."""
     policy: Plugin = Plugin("minibatch")
     """How it picks its next stop, with its parameters."""
+    rendezvous: Plugin | None = None
+    """How it works at several nodes at one moment, with its parameters; a packet without one
+    visits one after the other."""
     budget: Budget = Budget()
     deadline_s: Positive = inf
     """Seconds after submission when it goes home whatever it has."""
@@ -313,7 +335,9 @@ class Scenario:
 
     def holders(self, skill: str) -> tuple[NodeId, ...]:
         """Return the nodes that hold data of a skill, in order."""
-        listed = self.data.skills[skill].nodes or self.with_role(Role.DATA)
+        config = self.data.skills[skill]
+        seeing = tuple(view.node for view in config.views.values())
+        listed = seeing or config.nodes or self.with_role(Role.DATA)
         return tuple(
             name
             for name in self.nodes

@@ -3,6 +3,12 @@
 A record's id is the BLAKE3 of its content fields, its signature covers id and attestation as
 well. A chain (or, after a fork or a merge, a DAG) starts at one INIT record, each record names
 its parents, so a change anywhere changes every id after it.
+
+A packet that forks leaves a FORK record; what its children do follows from there, and the MERGE
+record names the last of each. A child need not carry what was before the fork: in its history
+FORK stands right after INIT, and its signer, who has the rest and to whom the child comes back,
+vouches for that. The signer could as well have signed a training step of its own, so this gives
+nobody a power that he had not.
 """
 
 from __future__ import annotations
@@ -22,6 +28,8 @@ from aats.wire import encode, encode_record
 
 _VISIT = frozenset({RecordKind.TRAIN, RecordKind.ROLLED_BACK})
 """Two outcomes of one effect."""
+_CHANGES = frozenset({RecordKind.TRAIN, RecordKind.MERGE})
+"""Only these may leave another version than they found."""
 _VERDICT = b"aats verdict 1\0"
 """Keeps a verdict's signature from standing for anything else."""
 
@@ -70,7 +78,8 @@ def check_chain(
     """Check the history of one packet: every seal, and how the records hang together.
 
     Args:
-        records: Parents before children; the first is INIT. May fork and merge.
+        records: Parents before children; the first is INIT. May fork and merge; a FORK that
+            comes second stands for all before it.
         keys: Public keys known from elsewhere; any other node is held to the first key it used.
         verified: Digests of whole records whose seal held before: these are not checked again,
             those that hold now are added. Opaque to the caller.
@@ -125,6 +134,10 @@ def _check_place(record: Record, place: str, known: Mapping[str, Record]) -> Non
     if record.id in known:
         _refuse(record, place, "repeated")
     lost = [parent for parent in record.parents if parent not in known]
+    if lost and record.kind is RecordKind.FORK and len(known) == len(record.parents) == 1:
+        if record.version != record.base:
+            _refuse(record, place, "fork must leave the version as it is")
+        return
     if lost:
         _refuse(record, place, f"parent {lost[0][:12]} is not among the records before")
     if known:
@@ -136,16 +149,54 @@ def _check_step(record: Record, place: str, known: Mapping[str, Record]) -> None
     parents = [known[parent] for parent in record.parents]
     if record.base not in {parent.version for parent in parents}:
         _refuse(record, place, f"base {record.base[:12]} is no parent's version")
-    if record.kind is not RecordKind.TRAIN and record.version != record.base:
+    if record.kind not in _CHANGES and record.version != record.base:
         _refuse(record, place, f"{record.kind} must leave the version as it is")
-    for parent in parents:
-        if parent.hop > record.hop or parent.epoch > record.epoch:
-            _refuse(
-                record, place,
-                f"hop {record.hop} epoch {record.epoch} after hop {parent.hop} "
-                f"epoch {parent.epoch}",
-            )  # fmt: skip
+    if len(parents) > 1 and record.kind not in _CHANGES:
+        _refuse(record, place, f"{record.kind} has {len(parents)} parents, allowed is one")
+    # Epochs rise apart on the branches of a fork; a record goes on with its first parent's.
+    epoch = parents[0].epoch
+    late = max(parents, key=lambda parent: parent.hop)
+    if late.hop > record.hop or epoch > record.epoch:
+        _refuse(
+            record, place,
+            f"hop {record.hop} epoch {record.epoch} after hop {late.hop} epoch {epoch}",
+        )  # fmt: skip
+    if record.kind is RecordKind.MERGE:
+        _check_merge(record, place, parents, known)
     _check_once(record, place, parents, known)
+
+
+def _check_merge(
+    record: Record, place: str, parents: Sequence[Record], known: Mapping[str, Record]
+) -> None:
+    """Check that a merge joins branches of one fork and begins a hop of its own.
+
+    A tip may be an ancestor of another: siblings that met.
+    """
+    fork, *tips = parents
+    if fork.kind is not RecordKind.FORK or not tips or record.base != fork.version:
+        _refuse(record, place, "merge must follow a fork, begin with its version, and join tips")
+    if max(tip.hop for tip in parents) >= record.hop:
+        _refuse(record, place, f"merge must be of a later hop than {record.hop}")
+    for tip in tips:
+        if not _follows(tip, fork, known):
+            _refuse(record, place, f"parent {tip.id[:12]} does not follow its fork")
+    if len(set(record.parents)) != len(parents):
+        _refuse(record, place, "a parent is named twice")
+
+
+def _follows(tip: Record, fork: Record, known: Mapping[str, Record]) -> bool:
+    """Return whether `fork` is among the ancestors of `tip`."""
+    found: set[str] = set()
+    left = list(tip.parents)
+    while left:
+        name = left.pop()
+        if name == fork.id:
+            return True
+        if name not in found and name in known:
+            found.add(name)
+            left += known[name].parents
+    return False
 
 
 def _check_once(

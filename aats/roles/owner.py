@@ -36,6 +36,7 @@ def make_packet(
     kind: PacketKind = TRAIN,
     method: Plugin = SEQUENTIAL,
     policy: Plugin = MINIBATCH,
+    rendezvous: Plugin | None = None,
     budget: Cost = UNLIMITED,
     deadline: float = inf,
     reference: Mapping[str, Batch] | None = None,
@@ -54,6 +55,7 @@ def make_packet(
         kind: What the packet carries.
         method: What a visit does.
         policy: How it picks its next stop.
+        rendezvous: How it works at several nodes at one moment, if it does.
         budget: What it may spend.
         deadline: When it goes home whatever it has, in seconds of the same clock.
         reference: Per skill the owner's small trusted set (x, y), sent along to judge visits.
@@ -77,6 +79,7 @@ def make_packet(
         architecture=architecture,
         method=method,
         policy=policy,
+        rendezvous=rendezvous,
         seed=seed,
         label=label,
     )

@@ -266,6 +266,74 @@ def test_fork_has_two_heads_and_a_merge_one() -> None:
     assert len(heads([*CHAIN, after(CHAIN[2], NODES[4], 77)])) == 2
 
 
+def forked(hop: int = 2) -> tuple[list[Record], Record, Record, Record]:
+    """Return a chain up to a fork, the fork, and one step of each of two children."""
+    trunk = [FIRST, after(FIRST, NODES[1], 1)]
+    fork = after(trunk[-1], OWNER, 0, RecordKind.FORK, hop=hop)
+    left, right = (after(fork, NODES[i], 10 + i, hop=hop + i) for i in (2, 3))
+    return trunk, fork, left, right
+
+
+def merge(fork: Record, *tips: Record, **change: Any) -> Record:
+    hop = max(tip.hop for tip in (fork, *tips)) + 1
+    parents = (fork.id, *(tip.id for tip in tips))
+    return after(fork, OWNER, 99, RecordKind.MERGE,
+                 **{"parents": parents, "hop": hop, "version": version(99)} | change)  # fmt: skip
+
+
+def test_children_are_merged_with_the_forks_version_as_base() -> None:
+    trunk, fork, left, right = forked()
+    joined = merge(fork, left, right)
+    history = [*trunk, fork, left, right, joined]
+    check_chain(history)
+    assert heads(history[:-1]) == (left, right)
+    assert heads(history) == (joined,)
+    check_chain([*history, after(joined, NODES[4], 100)])
+
+
+def test_a_child_may_go_by_the_fork_instead_of_what_was_before() -> None:
+    trunk, fork, left, right = forked()
+    check_chain([FIRST, fork, left])
+    check_chain([FIRST, fork, left, right, merge(fork, left, right)])
+    for broken in ([FIRST, left], [fork, left], [FIRST, trunk[1], left, fork]):
+        with pytest.raises(LedgerError):
+            check_chain(broken)
+    other = after(fork, OWNER, 0, RecordKind.FORK, parents=("a" * 64,), hop=9)
+    with pytest.raises(LedgerError, match=r"parent a+ is not among the records before"):
+        check_chain([FIRST, fork, left, other])
+
+
+def test_siblings_that_met_are_merged_too() -> None:
+    trunk, fork, left, right = forked()
+    met = after(left, NODES[4], 20, parents=(left.id, right.id), hop=7)
+    check_chain([*trunk, fork, left, right, met, merge(fork, met, right)])
+
+
+MERGES: dict[str, tuple[Callable[[Record, Record, Record], Record], str]] = {
+    "of nothing": (lambda f, a, b: merge(f, parents=(f.id,)), "must follow a fork"),
+    "without a fork": (
+        lambda f, a, b: merge(f, a, b, parents=(a.id, b.id), base=a.version),
+        "must follow a fork",
+    ),
+    "another base": (lambda f, a, b: merge(f, a, b, base=a.version), "must follow a fork"),
+    "an old hop": (lambda f, a, b: merge(f, a, b, hop=b.hop), "must be of a later hop"),
+    "one twice": (lambda f, a, b: merge(f, a, a), "a parent is named twice"),
+    "the fork twice": (lambda f, a, b: merge(f, f), "does not follow its fork"),
+    "two parents": (
+        lambda f, a, b: after(f, OWNER, 0, RecordKind.VERIFY, parents=(f.id, a.id), hop=9),
+        "verify has 2 parents, allowed is one",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MERGES)
+def test_a_merge_that_does_not_hold_is_named(case: str) -> None:
+    trunk, fork, left, right = forked()
+    build, message = MERGES[case]
+    with pytest.raises(LedgerError, match=message):
+        check_chain([*trunk, fork, left, right, build(fork, left, right)])
+
+
 # --- integrity --------------------------------------------------------------------------------
 
 
