@@ -13,7 +13,9 @@ from aats.roles.data import NodeData, SkillData
 
 FILE_NAME = "data.safetensors"
 _PARTS = ("train_x", "train_y", "test_x", "test_y")
-_FACTS = ("num_classes", "schema", "quality", "freshness_s", "seq")
+_IDS = ("ids", "test_ids")
+"""Written where the samples have names."""
+_FACTS = ("num_classes", "schema", "quality", "freshness_s", "seq", "view")
 
 
 def save_data(path: Path, data: NodeData) -> None:
@@ -23,6 +25,9 @@ def save_data(path: Path, data: NodeData) -> None:
         facts[name] = {fact: getattr(skill, fact) for fact in _FACTS}
         for part in _PARTS:
             tensors[f"{index}.{part}"] = getattr(skill, part)
+        for part in _IDS:
+            if (ids := getattr(skill, part)) is not None:
+                tensors[f"{index}.{part}"] = ids
     metadata = {"skills": json.dumps(facts), "show_labels": json.dumps(data.show_labels)}
     temporary = path.with_suffix(".part")
     temporary.touch(mode=0o600)
@@ -41,9 +46,14 @@ def load_data(path: Path) -> NodeData:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata()
-            facts = json.loads(metadata["skills"])
+            facts, there = json.loads(metadata["skills"]), set(file.keys())
             skills = [
-                SkillData(name, *(file.get_tensor(f"{i}.{part}") for part in _PARTS), **fact)
+                SkillData(
+                    name,
+                    *(file.get_tensor(f"{i}.{part}") for part in _PARTS),
+                    **fact,
+                    **{p: file.get_tensor(f"{i}.{p}") for p in _IDS if f"{i}.{p}" in there},
+                )
                 for i, (name, fact) in enumerate(facts.items())
             ]
             return NodeData.of(*skills, show_labels=json.loads(metadata["show_labels"]))

@@ -25,6 +25,8 @@ Labels = npt.NDArray[np.int64]
 Batch = tuple[Features, Labels]
 
 SELF = NodeId("")
+NO_LABEL = -1
+"""The label of a row whose label the node does not know."""
 
 
 def schema_digest(features: Iterable[str]) -> str:
@@ -62,9 +64,13 @@ def split(y: Labels, held_out: float, seed: int) -> tuple[Labels, Labels]:
 class SkillData:
     """What a node holds for one skill.
 
+    A node may see only a *view* of each sample (some of its features), and need not know the
+    labels of a view. Samples are then known by ids, the same at all nodes that see them, and a
+    sample that one of them holds out is held out by all.
+
     Raises:
-        DataError: If rows and labels do not fit, a label is out of range, or a feature is not
-            finite.
+        DataError: If rows, labels and ids do not fit, a label is out of range, or a feature is
+            not finite.
     """
 
     skill: str
@@ -74,6 +80,7 @@ class SkillData:
     """Held out: judges a visit, is never trained on."""
     test_y: Labels
     num_classes: int
+    """0 for a view without labels: then all of them are `NO_LABEL`."""
     schema: str
     """`schema_digest` of the features."""
     quality: float = 1.0
@@ -81,21 +88,33 @@ class SkillData:
     freshness_s: float = 0.0
     seq: int = 1
     """Version of this data."""
+    view: str = ""
+    """Which part of each sample the features are; "" for all of it."""
+    ids: Labels | None = None
+    """[n] of the training rows: names of the samples, each once; None: their row numbers."""
+    test_ids: Labels | None = None
+    """The same for the held-out rows."""
 
     def __post_init__(self) -> None:
-        for part, x, y in (
-            ("train", self.train_x, self.train_y),
-            ("test", self.test_x, self.test_y),
+        if self.num_classes < (0 if self.view else 1):
+            raise DataError(
+                f"data of skill {self.skill!r}: {self.num_classes} classes; only a view may do "
+                "without labels (0)"
+            )
+        for part, x, y, ids in (
+            ("train", self.train_x, self.train_y, self.ids),
+            ("test", self.test_x, self.test_y, self.test_ids),
         ):
             place = f"data of skill {self.skill!r}, {part} part"
             if y.ndim != 1 or len(x) != len(y):
                 raise DataError(f"{place}: {len(x)} rows and labels of shape {y.shape}")
-            if len(y) and not 0 <= y.min() <= y.max() < self.num_classes:
-                raise DataError(
-                    f"{place}: labels {y.min()}-{y.max()}, allowed are 0-{self.num_classes - 1}"
-                )
+            low, high = (0, self.num_classes - 1) if self.num_classes else (NO_LABEL, NO_LABEL)
+            if len(y) and not low <= y.min() <= y.max() <= high:
+                raise DataError(f"{place}: labels {y.min()}-{y.max()}, allowed are {low}-{high}")
             if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
                 raise DataError(f"{place}: a feature is NaN or infinite")
+            if ids is not None and (ids.shape != y.shape or len(np.unique(ids)) < len(ids)):
+                raise DataError(f"{place}: {len(y)} rows, each needs an id of its own")
 
     @classmethod
     def of(
@@ -137,8 +156,20 @@ class SkillData:
 
     @property
     def histogram(self) -> tuple[int, ...]:
-        """Training rows of each class."""
+        """Training rows of each class; () for a view without labels."""
+        if not self.num_classes:
+            return ()
         return tuple(np.bincount(self.train_y, minlength=self.num_classes).tolist())
+
+    @property
+    def row_ids(self) -> Labels:
+        """The ids of the training rows."""
+        return np.arange(self.samples) if self.ids is None else self.ids
+
+    @property
+    def held_out_ids(self) -> Labels:
+        """The ids of the held-out rows."""
+        return np.arange(len(self.test_y)) if self.test_ids is None else self.test_ids
 
     def minibatch(self, size: int, seed: int) -> Batch:
         """Return up to `size` training rows, drawn without replacement."""
@@ -147,14 +178,26 @@ class SkillData:
 
     def held_out(self, size: int, seed: int) -> Batch:
         """Return up to `size` held-out rows, each class in its proportion (stratified)."""
+        rows = self.held_out_rows(size, seed)
+        return self.test_x[rows], self.test_y[rows]
+
+    def held_out_rows(self, size: int, seed: int) -> Labels:
+        """Return the numbers of up to `size` held-out rows.
+
+        Of whole samples each class in its proportion (stratified), drawn by seed. Of a view those
+        that come first in an order of ids that all nodes share, so that what different nodes
+        give is of the same samples.
+        """
+        if self.view:
+            mixed = self.held_out_ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+            return np.argsort(mixed, kind="stable")[:size]
         rng = np.random.default_rng(seed)
         rows = rng.permutation(len(self.test_y))
         place = np.zeros(len(rows))
         for label in np.unique(self.test_y):
             of_class = rows[self.test_y[rows] == label]
             place[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
-        rows = rows[np.argsort(place[rows], kind="stable")][:size]
-        return self.test_x[rows], self.test_y[rows]
+        return rows[np.argsort(place[rows], kind="stable")][:size]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,6 +231,7 @@ class NodeData:
                 freshness_s=s.freshness_s,
                 seq=s.seq,
                 delegate=delegate,
+                view=s.view,
             )
             for s in self.skills.values()
         )

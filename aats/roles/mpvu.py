@@ -24,6 +24,7 @@ from aats.node.tasks import VerifyResult, VerifyTask
 from aats.packet import EstimateSource, SkillEstimate
 from aats.payload import MODEL, Payload
 from aats.roles.data import Batch, Features, Labels, NodeData, SkillData
+from aats.roles.views import joined
 
 NEIGHBOURS = 5
 MIN_GIVERS = 3
@@ -100,7 +101,10 @@ class TestSet:
         self._sets, self._excluded = {}, {}
         givers = sorted(self.contributions)
         skills = sorted({s for data in self.contributions.values() for s in data.skills})
-        rows = {skill: self._distinct(skill, givers) for skill in skills}
+        in_views = {s for s in skills if self._in_views(s, givers)}
+        for skill in in_views:
+            self._join(skill, givers)
+        rows = {s: self._distinct(s, givers) for s in skills if s not in in_views}
         for skill, found in rows.items():
             for number, why in outliers(*_some(found)).items():
                 self._excluded.setdefault(givers[number], f"{skill}: {why}")
@@ -109,6 +113,19 @@ class TestSet:
             keep = ~np.isin(found.giver, out)
             if keep.any() and len(set(found.giver[keep].tolist())) >= self.min_contributors:
                 self._sets[skill] = found.x[keep], found.y[keep]
+
+    def _in_views(self, skill: str, givers: list[NodeId]) -> list[SkillData]:
+        """Return what was given of a skill as views of samples, givers by name."""
+        given = (self.contributions[g].skills.get(skill) for g in givers)
+        return [data for data in given if data is not None and data.view]
+
+    def _join(self, skill: str, givers: list[NodeId]) -> None:
+        """Measure on the samples that all views given have, put together by their ids."""
+        assert self._sets is not None
+        parts = self._in_views(skill, givers)
+        x, y, _ = joined(parts)
+        if len(y) and len(parts) >= self.min_contributors:
+            self._sets[skill] = x[:ROWS_KEPT], y[:ROWS_KEPT]
 
     def _distinct(self, skill: str, givers: list[NodeId]) -> _Rows:
         """Return the rows of all givers in the order of names, repeated rows only once."""

@@ -2,7 +2,7 @@
 
 Used for what a node gives away by its own policy: a minibatch, a share of a test set, or its
 data to the compute node it trusts. Tensors of skill i: `<i>.facts` (JSON bytes), `<i>.train_x`,
-`<i>.train_y`, `<i>.test_x`, `<i>.test_y`.
+`<i>.train_y`, `<i>.test_x`, `<i>.test_y`; of a view also `<i>.ids` and `<i>.test_ids`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from aats.payload import Array, Manifest, Payload, pack
 from aats.roles.data import NodeData, SkillData
 
 _PARTS = ("train_x", "train_y", "test_x", "test_y")
+_IDS = ("ids", "test_ids")
 _FACTS: dict[str, type] = {
     "skill": str, "num_classes": int, "schema": str, "quality": float, "freshness_s": float,
-    "seq": int, "show_labels": bool,
+    "seq": int, "view": str, "show_labels": bool,
 }  # fmt: skip
 _SHOW = "show_labels"
 MAX_CLASSES = 1 << 20
@@ -33,6 +34,8 @@ def pack_samples(data: NodeData) -> tuple[Manifest, bytes]:
         facts = {f: getattr(skill, f) for f in _FACTS if f != _SHOW} | {_SHOW: data.show_labels}
         arrays[f"{i}.facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
         arrays |= {f"{i}.{part}": getattr(skill, part) for part in _PARTS}
+        if skill.view:
+            arrays |= {f"{i}.ids": skill.row_ids, f"{i}.test_ids": skill.held_out_ids}
     payload = pack(arrays)
     return payload.manifest, bytes(payload.arena)
 
@@ -47,10 +50,11 @@ def unpack_samples(manifest: Manifest, tensors: bytes, *, limit_bytes: int) -> N
     if len(tensors) != manifest.total:
         raise WireError(f"samples: {len(tensors)} bytes, the manifest says {manifest.total}")
     arrays = Payload(manifest, memoryview(tensors).toreadonly()).arrays()
-    count, rest = divmod(len(arrays), 1 + len(_PARTS))
-    if rest:
-        raise WireError(f"samples: {len(arrays)} tensors are no whole number of skills")
+    count = sum(name.endswith(".facts") for name in arrays)
     facts = [_facts(arrays, i) for i in range(count)]
+    wanted = sum(1 + len(_parts(f)) for f in facts)
+    if len(arrays) != wanted:
+        raise WireError(f"samples: {len(arrays)} tensors, {count} skills need {wanted}")
     skills = [_skill(arrays, i, f) for i, f in enumerate(facts)]
     return NodeData.of(*skills, show_labels=all(f[_SHOW] for f in facts))
 
@@ -67,19 +71,25 @@ def _facts(arrays: dict[str, Array], index: int) -> dict[str, Any]:
         allowed = (int, float) if kind is float else (kind,)
         if type(facts[name]) not in allowed:
             raise WireError(f"{place}: {name} must be of type {kind.__name__}")
-    if not 1 <= facts["num_classes"] <= MAX_CLASSES:
-        raise WireError(f"{place}: {facts['num_classes']} classes, allowed are 1-{MAX_CLASSES}")
+    if not 0 <= facts["num_classes"] <= MAX_CLASSES:
+        raise WireError(f"{place}: {facts['num_classes']} classes, allowed are 0-{MAX_CLASSES}")
     return facts
+
+
+def _parts(facts: dict[str, Any]) -> tuple[str, ...]:
+    return (*_PARTS, *_IDS) if facts["view"] else _PARTS
 
 
 def _skill(arrays: dict[str, Array], index: int, facts: dict[str, Any]) -> SkillData:
     place = f"samples: skill {index}"
     parts: dict[str, Any] = {}
-    for part in _PARTS:
+    for part in _parts(facts):
         array = arrays.get(f"{index}.{part}")
-        dtypes = (np.int64,) if part.endswith("y") else (np.float32, np.int64)
+        dtypes = (np.float32, np.int64) if part.endswith("x") else (np.int64,)
         if array is None or array.dtype not in dtypes:
-            raise WireError(f"{place}: {part} is missing, or rows are not f32 or i64, labels i64")
+            raise WireError(
+                f"{place}: {part} is missing, or rows are not f32 or i64, labels and ids i64"
+            )
         parts[part] = array
     try:
         return SkillData(**parts, **{f: v for f, v in facts.items() if f != _SHOW})
@@ -90,10 +100,12 @@ def _skill(arrays: dict[str, Array], index: int, facts: dict[str, Any]) -> Skill
 def training_part(skill: SkillData, size: int, seed: int) -> SkillData:
     """Return a minibatch of the training rows as data of its own, nothing held out."""
     x, y = skill.minibatch(size, seed)
-    return replace(skill, train_x=x, train_y=y, test_x=x[:0], test_y=y[:0])
+    return replace(skill, train_x=x, train_y=y, test_x=x[:0], test_y=y[:0], ids=None, test_ids=None)
 
 
 def held_out_part(skill: SkillData, size: int, seed: int) -> SkillData:
     """Return a stratified share of the held-out rows as data of its own, nothing to train on."""
-    x, y = skill.held_out(size, seed)
-    return replace(skill, train_x=x[:0], train_y=y[:0], test_x=x, test_y=y)
+    rows = skill.held_out_rows(size, seed)
+    x, y = skill.test_x[rows], skill.test_y[rows]
+    ids = skill.held_out_ids[rows] if skill.view else None
+    return replace(skill, train_x=x[:0], train_y=y[:0], test_x=x, test_y=y, ids=None, test_ids=ids)

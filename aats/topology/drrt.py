@@ -24,8 +24,9 @@ def cut(
 ) -> Topology:
     """Return the stops that make sense for a packet, with what is known of each.
 
-    Data nodes count if they hold a wanted skill in the packet's schema, take a packet of its
-    size, and they or the compute node they trust can be reached and can compute. Adverts older
+    Data nodes count if they hold a wanted skill in the packet's schema (whole samples, not a view
+    of them), take a packet of its size, and they or the compute node they trust can be reached
+    and can compute. Adverts older
     than `max_age_s` do not count. The owner is always the last candidate; out of reach it has
     `transfer_s` infinity. An empty path with a finite `transfer_s` means staying.
 
@@ -155,8 +156,9 @@ class _Query:
         return self._plain(owner, StopKind.HOME, self.seconds.get(owner, math.inf))
 
     def _wants(self, item: DataAdvert) -> bool:
-        schema = self.schemas.get(item.skill, item.schema)
-        return item.skill in self.skills and item.samples > 0 and schema == item.schema
+        if item.view or item.skill not in self.skills or not item.samples > 0:
+            return False
+        return bool(self.schemas.get(item.skill, item.schema) == item.schema)
 
     def _plain(self, node: NodeId, kind: StopKind, transfer_s: float) -> Candidate:
         past = self._past(node, is_data=False)

@@ -252,3 +252,12 @@ def brute_force(
             if fits and works and item.samples > 0 and is_fit(stop):
                 data.append((StopKind.DATA, name, stop))
     return data + mpvus
+
+
+def test_a_node_with_only_a_view_is_no_stop() -> None:
+    part = replace(ONCO, view="left half")
+    known = view("home", node("home", "d e"), data_node("d", "home", part),
+                 data_node("e", "home", CARDIO, part))  # fmt: skip
+    found = by_node(cut(known, packet(), NodeId("home"), 10.0).candidates)
+    assert [key for key in found if key[0] is StopKind.DATA] == [(StopKind.DATA, "e")]
+    assert found[StopKind.DATA, "e"].samples == {"cardiology": 300}
