@@ -213,7 +213,7 @@ class Judge:
     """Judges a model on the packet's reference set and on the node's own rows.
 
     Rows a node never trains on are used if it holds any back, its training rows otherwise (those
-    guard only; no estimate is made of them).
+    guard only; no estimate is made of them). A view of samples cannot judge a whole model.
     """
 
     def __init__(
@@ -227,7 +227,8 @@ class Judge:
         self._backend, self._node, self._reference = backend, node, reference
         self._targets = header.mandate.requirement
         wanted = {t.skill for t in self._targets}
-        mine = {s: d for s, d in data.skills.items() if s in wanted and d.samples}
+        held = {s: d for s, d in data.skills.items() if s in wanted and d.samples}
+        mine = {s: d for s, d in held.items() if not d.view}
         self._held_out = {s: (d.test_x, d.test_y) for s, d in mine.items() if len(d.test_y)}
         self._own = self._held_out or {s: (d.train_x, d.train_y) for s, d in mine.items()}
         sets = (*self._reference.values(), *self._own.values())
