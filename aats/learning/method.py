@@ -267,6 +267,8 @@ class Carry:
     """Replaces the `state.` tensors (names with the prefix); None keeps them."""
     trained: Mapping[str, float] = field(default_factory=dict)
     """Added to the header's numbers."""
+    note: str = ""
+    """What the ledger shall say of this visit, in a few words."""
 
 
 @runtime_checkable
@@ -297,6 +299,9 @@ class Guard:
     rollback_loss: float = 2.0
     """The loss may grow to this multiple plus one nat: the multiple at which a divergence is
     told from forgetting; infinity switches this off."""
+    reject_harm: float = math.inf
+    """Largest harm of what the visit added: accuracy without it less accuracy with it, above this
+    on both of two disjoint halves of the reference set. Infinity switches this off."""
 
 
 def method_of(plugin: Plugin) -> tuple[Method, Guard, Measures]:

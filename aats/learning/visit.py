@@ -19,6 +19,7 @@ from aats.errors import ModelError
 from aats.ids import NodeId, Version
 from aats.learning.backend import Backend, LogProbabilities, backend_of
 from aats.learning.evaluate import cross_entropy, measure
+from aats.learning.harm import accuracy_of_halves
 from aats.learning.measures.options import NONE, Measures
 from aats.learning.method import (
     Carry,
@@ -130,7 +131,7 @@ def visit_by(
         manifest=payload.manifest,
         estimates=(),
         action=ROLLED_BACK if note else TRAINED,
-        note=note,
+        note=note or carry.note,
         gain=0.0 if note else after.skill - before.skill,
         steps=work.steps,
         samples=work.samples,
@@ -203,6 +204,8 @@ class Judgement:
     """Mean capped skill on the reference set: value / target, at most 1; 0 without one."""
     reference: Mapping[str, LogProbabilities]
     held_out: Mapping[str, LogProbabilities]
+    halves: tuple[float, ...] = ()
+    """Accuracy on two disjoint halves of the reference set; empty without one."""
 
 
 LOST = Judgement(math.nan, math.nan, 0.0, {}, {})
@@ -250,6 +253,7 @@ class Judge:
             skill=self._capped(reference),
             reference=reference,
             held_out=own if self._held_out else {},
+            halves=accuracy_of_halves(reference, self._reference),
         )
 
     def estimates(self, found: Judgement, version: Version) -> tuple[SkillEstimate, ...]:
@@ -297,6 +301,9 @@ def guard_against(guard: Guard, before: Judgement, after: Judgement) -> str:
             f"trusted skill {before.skill:.3f} -> {after.skill:.3f}, "
             f"allowed is a fall of {guard.rollback_drop:g}"
         )
+    harm = min((b - a for b, a in zip(before.halves, after.halves, strict=True)), default=0.0)
+    if harm > guard.reject_harm:
+        return f"harm {harm:.3f} on each of two samples, allowed is {guard.reject_harm:g}"
     return ""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from aats.ids import NodeId, PacketId
 from aats.learning.measures.options import NONE, Measures
 from aats.learning.method import Guard, Method, Work
-from aats.learning.visit import stop_of, visit_by
+from aats.learning.visit import ROLLED_BACK, stop_of, visit_by
 from aats.learning.weights import check_finite, initial_payload, kept
 from aats.node.tasks import VisitResult, VisitTask
 from aats.packet import (
@@ -167,7 +167,7 @@ def check_method(
     for walk in first:
         result = walk.result
         assert result is not None
-        assert not result.note or result.steps == 0, f"{name}: {result.note}"
+        assert result.action != ROLLED_BACK, f"{name}: {result.note}"
         _check_tensors(name, walk.payload, before.version(MODEL), result)
         old = {t.name: (t.dtype, t.shape) for t in before.tensors}
         new = {t.name: (t.dtype, t.shape) for t in walk.payload.manifest.tensors}
