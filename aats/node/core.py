@@ -44,6 +44,7 @@ from aats.node.events import (
     Started,
     TaskFailed,
     TaskFinished,
+    TaskSpoke,
     TransferFailed,
 )  # fmt: skip
 from aats.node.journey import Journey
@@ -76,7 +77,10 @@ class NodeCore:
         self._desk = Desk(config, identity, policies, agents)
         self._journey = Journey(self._desk)
         self._requests = Requests(
-            self._desk, self._journey.decision.probe_replied, self._journey.spares.seen
+            self._desk,
+            self._journey.decision.probe_replied,
+            self._journey.spares.seen,
+            self._journey.streams.receive,
         )
         self._journey.decision.attach(self._requests)
         self._seq_saved = 0
@@ -117,12 +121,18 @@ class NodeCore:
                     self._journey.finished(about, task, result, spending)
                 elif waiter == "requests":
                     self._requests.finished(about, result)
+                elif waiter == "streams":
+                    self._journey.streams.ended(task)
             case TaskFailed(task=task, reason=reason):
                 waiter, about = desk.tasks.pop(task, ("", None))
                 if waiter == "journey":
                     self._journey.failed(about, task, reason)
                 elif waiter == "requests":
                     self._requests.failed(about, reason)
+                elif waiter == "streams":
+                    self._journey.streams.ended(task, reason)
+            case TaskSpoke():
+                self._journey.streams.spoke(event)
             case DataChanged(data=data, compute=compute):
                 desk.config = replace(desk.config, data=data, compute=compute)
                 desk.advertise()
@@ -217,6 +227,8 @@ class NodeCore:
                 journey.decision.timed_out(key)
             case ("incoming", CustodyKey() as key):
                 journey.held.incoming_expired(key)
+            case ("stream", str(what), str(session), str(node)):
+                journey.streams.timer(what, session, NodeId(node))
             case ("give", str(purpose), str(receiver)):
                 self._requests.give_again(purpose, NodeId(receiver))
             case _:

@@ -129,6 +129,7 @@ class Holdings:
         """End whatever is going on with a copy."""
         desk = self._desk
         if copy.task and copy.doing is Doing.WORKING:
+            desk.tasks.pop(copy.task, None)
             desk.emit(CancelTask(copy.task))
         if copy.doing is Doing.SENDING:
             desk.emit(CancelTransfer(copy.next_key))

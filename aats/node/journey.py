@@ -22,6 +22,7 @@ from aats.node.desk import Desk
 from aats.node.events import CustodyRow
 from aats.node.holdings import FORGOTTEN, Holdings
 from aats.node.spares import Spares
+from aats.node.streams import Streams
 from aats.node.tasks import ProbeResult, Result, Spending
 from aats.node.work import Work, skills_of
 from aats.packet import Cost, Header
@@ -35,7 +36,8 @@ class Journey:
         self._desk = desk
         self.held = Holdings(desk)
         self.arrival = Arrival(desk, self.held, self)
-        self.work = Work(desk, self.held, self)
+        self.streams = Streams(desk)
+        self.work = Work(desk, self.held, self, self.streams)
         self.decision = Decision(desk, self.held, self)
         self.departure = Departure(desk, self.held, self)
         self.spares = Spares(desk, self.held, self)

@@ -19,6 +19,9 @@ from aats.messages import (
     RelayBody,
     Samples,
     SamplesAck,
+    StreamAck,
+    StreamEnd,
+    StreamFrame,
     Whereabouts,
 )
 from aats.node.commands import SendProbe
@@ -44,14 +47,17 @@ MAX_ADOPTING = 8
 
 ReplyHandler = Callable[[str, NodeId, ProbeReply], None]
 SeenHandler = Callable[[CustodyKey, NodeId], None]
+StreamHandler = Callable[[Relay, StreamFrame | StreamAck | StreamEnd], None]
 
 
 class Requests:
     """Asks, answers and forwards requests for one node."""
 
-    def __init__(self, desk: Desk, on_reply: ReplyHandler, on_seen: SeenHandler) -> None:
+    def __init__(
+        self, desk: Desk, on_reply: ReplyHandler, on_seen: SeenHandler, on_stream: StreamHandler
+    ) -> None:
         self._desk = desk
-        self._on_reply, self._on_seen = on_reply, on_seen
+        self._on_reply, self._on_seen, self._on_stream = on_reply, on_seen, on_stream
         self._given: dict[tuple[str, NodeId], int] = {}
         """(purpose, receiver) -> incarnation that has acknowledged our samples."""
         self._giving: set[tuple[str, NodeId]] = set()
@@ -101,6 +107,8 @@ class Requests:
                 self._adopt(relay, relay.body)
             case Whereabouts(key=key):
                 self._on_seen(key, relay.src)
+            case StreamFrame() | StreamAck() | StreamEnd():
+                self._on_stream(relay, relay.body)
             case SamplesAck(purpose=purpose, incarnation=incarnation) if (
                 purpose,
                 relay.src,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+from aats.advert import Partner
 from aats.ids import CustodyKey, NodeId
 from aats.node.custody import Copy
 
@@ -14,7 +16,7 @@ class Steps(Protocol):
     def arrive(self, copy: Copy) -> None:
         """ARRIVE: see what the packet wants here, and start it."""
 
-    def visit(self, copy: Copy) -> None:
+    def visit(self, copy: Copy, partners: Sequence[Partner] = ()) -> None:
         """WORK: let the packet's method work on the data it came, or stays, for."""
 
     def verify(self, copy: Copy) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from aats.advert import Role
+from aats.advert import Partner, Role
 from aats.ids import CustodyKey, NodeId, PacketId, Version
 from aats.ledger.record import seal, sign_verdict
 from aats.lineage import Record, RecordKind
@@ -14,6 +14,7 @@ from aats.node.custody import Copy, Doing, Status
 from aats.node.desk import Desk
 from aats.node.holdings import Holdings
 from aats.node.steps import Steps
+from aats.node.streams import StreamCost, Streams
 from aats.node.tasks import Result, Spending, VerifyResult, VerifyTask, VisitResult, VisitTask
 from aats.packet import Cost, EstimateSource, Header, SkillEstimate, VisitEntry
 from aats.payload import MODEL
@@ -28,8 +29,8 @@ VERDICTS_KEPT = 10_000
 class Work:
     """Starts the work a packet wants here and takes in what comes of it."""
 
-    def __init__(self, desk: Desk, held: Holdings, steps: Steps) -> None:
-        self._desk, self._held, self._steps = desk, held, steps
+    def __init__(self, desk: Desk, held: Holdings, steps: Steps, streams: Streams) -> None:
+        self._desk, self._held, self._steps, self._streams = desk, held, steps, streams
         self._verdicts: dict[PacketId, int] = {}
 
     def arrive(self, copy: Copy) -> None:
@@ -60,16 +61,25 @@ class Work:
         wanted = {t.skill for t in header.mandate.requirement}
         return any(d.skill in wanted and not d.delegate for d in self._desk.config.data)
 
-    def visit(self, copy: Copy) -> None:
-        """Let the packet's method work on the data it came, or stays, for."""
+    def visit(self, copy: Copy, partners: Sequence[Partner] = ()) -> None:
+        """Let the packet's method work on the data it came, or stays, for.
+
+        Args:
+            copy: Of the packet.
+            partners: Who does the visit together with this node, by streams.
+        """
         desk, header = self._desk, copy.header
         copy.doing = Doing.WORKING
         advert = desk.map.advert(desk.node)
         fastest = max((link.bandwidth_bps for link in advert.links), default=0.0) if advert else 0.0
         data_of = copy.row.data_of or desk.node
-        task = VisitTask(header, data_of, compute=desk.config.compute, bandwidth_bps=fastest)
+        others = tuple(p for p in partners if p.node != desk.node)
+        task = VisitTask(header, data_of, others, desk.config.compute, fastest)
         copy.task = desk.run("journey", copy.key, task)
-        desk.trace("visit.started", packet=header.id, hop=header.hop)
+        shown = {"partners": [p.node for p in others]} if others else {}
+        desk.trace("visit.started", packet=header.id, hop=header.hop, **shown)
+        if others:
+            self._streams.lead(copy.task, header, others)
 
     def verify(self, copy: Copy) -> None:
         """Measure the packet's model on our test set, within its query budget."""
@@ -95,13 +105,24 @@ class Work:
         """Take the failure of a visit: it counts as refused, and the node goes on."""
         copy = self._at_work(key, task)
         if copy is not None:
+            self._charge(copy, task, reason)
             self._refuse_visit(copy, reason)
 
     def _at_work(self, key: CustodyKey, task: int) -> Copy | None:
         copy = self._held.copies.get(key)
         return copy if copy and copy.doing is Doing.WORKING and copy.task == task else None
 
+    def _charge(self, copy: Copy, task: int, reason: str = "") -> StreamCost:
+        """End a task's stream, and have the packet pay for its bytes."""
+        cost = self._streams.ended(task, reason)
+        header = copy.header
+        spent = header.spent + Cost(bytes=cost.bytes)
+        copy.row = replace(copy.row, header=replace(header, spent=spent))
+        return cost
+
     def _visited(self, copy: Copy, task: int, result: VisitResult, spending: Spending) -> None:
+        cost = self._charge(copy, task)
+        spending = replace(spending, joules=spending.joules + cost.joules)
         desk, old = self._desk, copy.header
         version = result.manifest.version(MODEL)
         kind = RecordKind.ROLLED_BACK if result.action == "rolled-back" else RecordKind.TRAIN
@@ -128,6 +149,7 @@ class Work:
             loss_before=result.loss_before, loss_after=result.loss_after,
             skills=skills_of(header), version=version, bytes=header.spent.bytes,
             data_of=entry.node,
+            **({"stream_bytes": cost.bytes, "stream_links": cost.links} if cost.bytes else {}),
         )  # fmt: skip
         self.worked(copy, header, (record,), task if changed else 0)
 
