@@ -21,6 +21,8 @@ class RecordKind(StrEnum):
     """Children set out from here; each carries this record in place of all before it."""
     MERGE = "merge"
     """Children were made one model again: follows the fork and the last record of each."""
+    REMOVE = "remove"
+    """Contributions were taken out of the model; the note names them and how."""
     VERIFY = "verify"
     """An MPVU measured the version."""
     HOME = "home"

@@ -28,7 +28,7 @@ from aats.wire import encode, encode_record
 
 _VISIT = frozenset({RecordKind.TRAIN, RecordKind.ROLLED_BACK})
 """Two outcomes of one effect."""
-_CHANGES = frozenset({RecordKind.TRAIN, RecordKind.MERGE})
+_CHANGES = frozenset({RecordKind.TRAIN, RecordKind.MERGE, RecordKind.REMOVE})
 """Only these may leave another version than they found."""
 _VERDICT = b"aats verdict 1\0"
 """Keeps a verdict's signature from standing for anything else."""
@@ -163,6 +163,8 @@ def _check_step(record: Record, place: str, known: Mapping[str, Record]) -> None
         )  # fmt: skip
     if record.kind is RecordKind.MERGE:
         _check_merge(record, place, parents, known)
+    if record.kind is RecordKind.REMOVE and (record.version == record.base or len(parents) > 1):
+        _refuse(record, place, "remove must leave another version than its one parent's")
     _check_once(record, place, parents, known)
 
 
