@@ -140,8 +140,43 @@ class Measures:
         )
 
     def start(self) -> tuple[Measure, ...]:
-        """Return the measures for one visit, outermost first."""
-        return ()
+        """Return the measures for one visit, outermost first.
+
+        So the teacher of `distil` is the model as it arrived, all else starts from the weights
+        that are trained, and `ema` is the last to change what leaves.
+        """
+        from aats.learning.measures.distil import Distil
+        from aats.learning.measures.ema import Ema
+        from aats.learning.measures.ewc import Ewc
+        from aats.learning.measures.interpolate import Interpolate
+        from aats.learning.measures.masked import Masked
+        from aats.learning.measures.proximal import Proximal
+        from aats.learning.measures.replay import Replay
+        from aats.learning.measures.sam import Sam
+
+        found: list[Measure] = []
+        if self.distil:
+            found.append(Distil(self.distil, self.temperature))
+        if self.ema:
+            found.append(Ema(self.ema, self.ema_steps))
+        if self.proximal:
+            found.append(Proximal(self.proximal))
+        if self.ewc:
+            found.append(
+                Ewc(self.ewc, self.ewc_decay, self.ewc_rows, self.ewc_batch, self.ewc_bits)
+            )
+        if self.replay:
+            found.append(Replay(
+                self.replay, self.replay_rank, self.replay_space, self.replay_minimum,
+                epsilon=self.replay_epsilon, delta=self.replay_delta, clip=self.replay_clip,
+            ))  # fmt: skip
+        if self.masked:
+            found.append(Masked())
+        if self.sam:
+            found.append(Sam(self.sam))
+        if self.interpolate:
+            found.append(Interpolate(self.interpolate))
+        return tuple(found)
 
 
 _PART_OF = {
