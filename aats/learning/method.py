@@ -322,11 +322,12 @@ def method_of(plugin: Plugin) -> tuple[Method, Guard, Measures]:
         kind: {name: params.pop(name) for name in names & params.keys()}
         for kind, names in shared.items()
     }
-    return (
-        configure(factory, params, place, also=sorted(frozenset().union(*shared.values()))),
-        configure(Guard, parts[Guard], place),
-        configure(Measures, parts[Measures], place),
-    )
+    also = sorted(frozenset().union(*shared.values()))
+    method = configure(factory, params, place, also=also)
+    measures = configure(Measures, parts[Measures], place)
+    if measures.ema and getattr(method, "ships_mean", False):
+        raise ScenarioError(f"{place}.ema", measures.ema, "0: the method ships a mean of its own")
+    return method, configure(Guard, parts[Guard], place), measures
 
 
 def _fields(factory: Callable[..., Any]) -> frozenset[str]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from aats.errors import ModelError
 from aats.learning.method import Carry, Plan, Stop, Work, passes
+from aats.learning.momentum import BITS, read_momentum, write_momentum
 from aats.learning.sgd import sgd
 from aats.payload import STATE, Array
 
@@ -38,6 +39,9 @@ class SequentialMethod:
     decay: float = 0.9
     """Factor on the learning rate for each cycle."""
     momentum: float = 0.0
+    carry_momentum: int = 0
+    """Momentum goes on at the next node instead of starting at rest, in so many bits on the way:
+    8, 16 or 32. 0: off."""
     clip: float = 1.0
     """Largest gradient norm; 0 for none."""
     max_steps: int = 0
@@ -54,8 +58,20 @@ class SequentialMethod:
             raise ValueError("epochs and lr must be above 0, batch_size at least 1")
         if not 0 < self.decay <= 1 or not 0 <= self.momentum < 1 or self.clip < 0:
             raise ValueError("decay must be in 0-1 (not 0), momentum in 0-1 (not 1), clip >= 0")
+        if self.carry_momentum not in BITS:
+            raise ValueError(f"carry_momentum is {self.carry_momentum!r}, allowed are {BITS}")
+        if self.carry_momentum and (not self.momentum or self.ships_mean):
+            raise ValueError(
+                "carry_momentum needs momentum above 0, and weights that training goes on from, "
+                "not average_last"
+            )
         if min(self.max_steps, self.average_last, self.equal_steps) < 0:
             raise ValueError("max_steps, average_last and equal_steps must be at least 0")
+
+    @property
+    def ships_mean(self) -> bool:
+        """Whether other weights are shipped than those that training goes on from."""
+        return self.average_last > 1
 
     def plan(self, stop: Stop) -> Plan | None:
         """Return `epochs` passes over every wanted skill the node has."""
@@ -69,13 +85,16 @@ class SequentialMethod:
     def train(self, model: nn.Module, work: Work) -> Carry | None:
         """Train; with `average_last`, go on from the newest weights and ship the mean."""
         stop = work.stop
-        if self.average_last > 1:
+        if self.ships_mean:
             _restore(model, stop.state)
+        velocity = read_momentum(model, stop.state, self.carry_momentum)
         sgd(
             model, work, lr=self.lr * self.decay**stop.cycle * stop.caution,
-            momentum=self.momentum, clip=self.clip,
+            momentum=self.momentum, clip=self.clip, velocity=velocity,
         )  # fmt: skip
-        return Carry(self._average(model, stop.state)) if self.average_last > 1 else None
+        if self.carry_momentum:
+            return Carry(write_momentum(velocity, self.carry_momentum))
+        return Carry(self._average(model, stop.state)) if self.ships_mean else None
 
     def _average(self, model: nn.Module, state: Mapping[str, Array]) -> dict[str, Array]:
         """Give the model the mean of its weights over the last visits; return those weights."""
