@@ -21,13 +21,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
+
+import numpy as np
 
 from aats.advert import Partner
+from aats.errors import ModelError
 from aats.ids import NodeId
 from aats.learning.method import Carry, Method, Work
+from aats.node.streams import MAX_FRAME_BYTES
+from aats.node.tasks import Spoken
 from aats.packet import Header
-from aats.payload import Array
+from aats.payload import Array, Payload, pack
 from aats.roles.data import NodeData
 
 T = TypeVar("T")
@@ -119,11 +124,15 @@ class Player(Generic[T]):
     Args:
         script: The generator, not started.
         others: All who may speak to it.
+        leader: Without whom all is lost; "" for the leader's own side.
     """
 
-    def __init__(self, script: Script[T], others: Iterable[NodeId]) -> None:
+    def __init__(
+        self, script: Script[T], others: Iterable[NodeId], leader: NodeId = NodeId("")
+    ) -> None:
         self._script = script
         self._others = set(others)
+        self._leader = leader
         self._inbox: deque[Frame] = deque(maxlen=MAX_WAITING)
         self.waiting: Receive | None = None
         """What the script waits for now."""
@@ -144,6 +153,8 @@ class Player(Generic[T]):
     def lose(self, node: NodeId) -> list[Send]:
         """Take note that a node will say no more."""
         self._others.discard(node)
+        if node == self._leader:
+            self._others.clear()
         return self._look()
 
     def time_out(self) -> list[Send]:
@@ -175,6 +186,11 @@ class Player(Generic[T]):
     def _is_hopeless(self, wanted: Receive) -> bool:
         return not self._others if wanted.sender is None else wanted.sender not in self._others
 
+    def outcome(self) -> T:
+        """Return the result of a script that has ended."""
+        assert self.ended, "the script has not ended"
+        return cast("T", self.result)
+
     def _go(self, answer: Frame | None) -> list[Send]:
         sent: list[Send] = []
         self.waiting = None
@@ -192,3 +208,35 @@ class Player(Generic[T]):
         except StopIteration as end:
             self.ended, self.result = True, end.value
             return sent
+
+
+def alone(player: Player[T]) -> T:
+    """Play a script that has nobody to speak to; return its result."""
+    player.start()
+    while not player.ended:
+        player.time_out()
+    return player.outcome()
+
+
+def spoken_of(send: Send, joules: float = 0.0) -> Spoken:
+    """Return what a script sends as a task gives it to its core.
+
+    Raises:
+        ModelError: If it is larger than a frame may be.
+    """
+    payload = pack({name: np.ascontiguousarray(array) for name, array in send.arrays.items()})
+    if payload.manifest.total > MAX_FRAME_BYTES:
+        raise ModelError(
+            f"frame {send.kind!r} of {payload.manifest.total} bytes, "
+            f"allowed are {MAX_FRAME_BYTES}: send it in pieces"
+        )
+    numbers = {name: float(value) for name, value in send.numbers.items()}
+    return Spoken(
+        send.to, send.kind, payload.manifest, bytes(payload.arena), numbers, joules=joules
+    )
+
+
+def frame_of(spoken: Spoken) -> Frame:
+    """Return what came for a task as its script gets it."""
+    arrays = Payload(spoken.manifest, memoryview(spoken.tensors)).arrays()
+    return Frame(spoken.node, spoken.kind, arrays, spoken.numbers, spoken.wire_bytes)

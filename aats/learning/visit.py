@@ -32,6 +32,7 @@ from aats.learning.method import (
     progress,
     seed_of,
 )
+from aats.learning.stream import Frame, Player, Script, StreamMethod, alone
 from aats.learning.weights import (
     Allocate,
     Tensor,
@@ -41,7 +42,7 @@ from aats.learning.weights import (
     tensor_of,
     write,
 )
-from aats.node.tasks import VisitResult, VisitTask
+from aats.node.tasks import FollowResult, VisitResult, VisitTask
 from aats.packet import EstimateSource, Header, SkillEstimate, Target
 from aats.payload import MODEL, STATE, Manifest, Payload
 from aats.roles.data import Batch, NodeData
@@ -55,29 +56,6 @@ BACKWARD = 3.0
 """Cost of a training step relative to a forward pass: the backward pass is twice that."""
 
 
-def visit(
-    task: VisitTask, payload: Payload, data: NodeData, *, node: NodeId, allocate: Allocate
-) -> VisitResult:
-    """Let the method that the packet's mandate names work on a node's data.
-
-    Args:
-        task: The visit.
-        payload: The packet's tensors; if writable, a private copy that may be changed.
-        data: Of `task.data_of`.
-        node: Who computes: signs the estimates.
-        allocate: Makes the arena of the payload that leaves; called only if the model changed.
-
-    Raises:
-        ModelError: If the model that came cannot be used.
-        UnknownPluginError: If the method is unknown here.
-        ScenarioError: If its parameters are wrong.
-    """
-    method, guard, measures = method_of(task.header.mandate.method)
-    return visit_by(
-        method, guard, task, payload, data, node=node, allocate=allocate, measures=measures
-    )
-
-
 def visit_by(
     method: Method,
     guard: Guard,
@@ -89,11 +67,47 @@ def visit_by(
     allocate: Allocate,
     measures: Measures = NONE,
 ) -> VisitResult:
-    """Let a given method work; otherwise as `visit`."""
+    """Let a method work on a node's data, without partners.
+
+    Args:
+        method: As the mandate names it (`method_of`).
+        guard: When the visit is undone.
+        task: The visit.
+        payload: The packet's tensors; if writable, a private copy that may be changed.
+        data: Of `task.data_of`.
+        node: Who computes: signs the estimates.
+        allocate: Makes the arena of the payload that leaves; called only if the model changed.
+        measures: The counter-measures that the mandate adds.
+
+    Raises:
+        ModelError: If the model that came cannot be used.
+    """
+    script = visit_script(
+        method, guard, task, payload, data, node=node, allocate=allocate, measures=measures
+    )
+    return alone(Player(script, ()))
+
+
+def visit_script(
+    method: Method,
+    guard: Guard,
+    task: VisitTask,
+    payload: Payload,
+    data: NodeData,
+    *,
+    node: NodeId,
+    allocate: Allocate,
+    measures: Measures = NONE,
+) -> Script[VisitResult]:
+    """Return the leader's side of a visit that is done with `task.partners`; as `visit_by`.
+
+    A method that knows nothing of streams does it without them.
+    """
     header = task.header
     measures.check(header.mandate.architecture)
     stop = stop_of(header, task.data_of or node, data, payload)
-    plan = method.plan(stop)
+    leads = bool(task.partners) and isinstance(method, StreamMethod)
+    plan = method.plan(stop) or (Plan({}) if leads else None)
     reference = reference_of(payload)
     if plan is None and not reference:
         return _unchanged(header, payload.manifest, stop, "no work here")
@@ -111,7 +125,11 @@ def visit_by(
             )
         stack = stack_of(measures, backend.subject(model), stop, plan)
         work = Work(stop if stack is None else stack.stop, plan, stack)
-        carry = method.train(backend.subject(model), work) or Carry()
+        if leads and isinstance(method, StreamMethod):
+            carry = yield from method.lead(backend.subject(model), work, task.partners)
+        else:
+            carry = method.train(backend.subject(model), work)
+        carry = carry or Carry()
         tensors = backend.tensors(model, payload)
         own: dict[str, Tensor] = {}
         try:
@@ -173,6 +191,32 @@ def stack_of(measures: Measures, model: Any, stop: Stop, plan: Plan) -> Stack | 
     from aats.learning.measures.measure import Stack
 
     return Stack(measures.start(), model, stop, plan)
+
+
+def follow_script(
+    opening: Frame, header: Header, data: NodeData, *, node: NodeId
+) -> Script[FollowResult]:
+    """Return a partner's side of a visit that is done elsewhere.
+
+    Args:
+        opening: The leader's first frame.
+        header: The packet's mandate and numbers.
+        data: This node's own.
+        node: This node.
+
+    Raises:
+        ModelError: If the method has no such side.
+        UnknownPluginError: If the method is unknown here.
+        ScenarioError: If its parameters are wrong.
+    """
+    mandate = header.mandate
+    method, _, _ = method_of(mandate.method)
+    if not isinstance(method, StreamMethod):
+        raise ModelError(f"method {mandate.method.name!r} does not work with partners")
+    seed = seed_of("follow", mandate.seed, header.hop, node)
+    with backend_of(mandate.architecture).scope(seed):
+        yield from method.follow(opening, data, header, seed)
+    return FollowResult()
 
 
 def stop_of(header: Header, node: NodeId, data: NodeData, payload: Payload) -> Stop:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 from aats.errors import DataError, WireError
 from aats.ids import NodeId
-from aats.learning.method import seed_of
+from aats.learning.method import method_of, seed_of
 from aats.learning.probe import probe, probe_payload
-from aats.learning.visit import visit
+from aats.learning.stream import Player, Script, alone, frame_of
+from aats.learning.visit import follow_script, visit_script
 from aats.messages import ProbeAsk, ProbeReply, RefusalReason, Samples
 from aats.node.tasks import (
     AdoptResult,
@@ -20,6 +21,7 @@ from aats.node.tasks import (
     BatchTask,
     ContributeResult,
     ContributeTask,
+    FollowTask,
     ProbeResult,
     ProbeTask,
     Result,
@@ -68,17 +70,14 @@ class TaskContext:
 
 
 def run_task(task: Task, context: TaskContext) -> Result:
-    """Run one task.
+    """Run one task that needs nobody else.
 
     Raises:
         AatsError: If it cannot be done; the message says why.
     """
     match task:
-        case VisitTask():
-            return visit(
-                task, _payload(context), _data_of(task.data_of, context),
-                node=context.node, allocate=context.allocate,
-            )  # fmt: skip
+        case VisitTask() | FollowTask():
+            return alone(player_of(task, context))
         case ProbeTask():
             return ProbeResult(_probe(task, context))
         case BatchTask():
@@ -89,6 +88,24 @@ def run_task(task: Task, context: TaskContext) -> Result:
             return ContributeResult(_contribute(task, context))
         case AdoptTask():
             return _adopt(task, context)
+
+
+def player_of(task: VisitTask | FollowTask, context: TaskContext) -> Player[Result]:
+    """Return this node's side of a visit that several nodes may do together, not started.
+
+    Whoever drives it gets the errors that `run_task` would raise.
+    """
+    script: Script[Result]
+    if isinstance(task, VisitTask):
+        method, guard, measures = method_of(task.header.mandate.method)
+        script = visit_script(
+            method, guard, task, _payload(context), _data_of(task.data_of, context),
+            node=context.node, allocate=context.allocate, measures=measures,
+        )  # fmt: skip
+        return Player(script, (p.node for p in task.partners))
+    script = follow_script(frame_of(task.opening), task.about, context.data, node=context.node)
+    others = {task.leader, *task.partners} - {context.node}
+    return Player(script, others, task.leader)
 
 
 def fork_safe_warmup() -> None:
