@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -182,7 +183,8 @@ def build_packets(
     packets = []
     for number, config in enumerate(scenario.packets):
         owner = identity(config.owner)
-        seed = seed_of("packet", f"{scenario.seed}/{number}")
+        which = f"seed {config.seed}" if config.seed else str(number)
+        seed = seed_of("packet", f"{scenario.seed}/{which}")
         # What is wrong with a packet is told now, not at its first stop.
         place = f"packets[{number}]"
         wanted: list[tuple[str, Plugin, Callable[[Plugin], object]]] = [
@@ -210,6 +212,7 @@ def build_packets(
                 budget=config.budget.cost,
                 deadline=created + config.after_s + config.deadline_s,
                 reference={s: b for s, b in plan.reference.items() if s in skills},
+                weights=Path(config.weights) if config.weights else None,
                 seed=seed,
                 label=config.name,
                 packet=new_packet_id(ID_EPOCH_MS, random.Random(seed)),

@@ -186,9 +186,13 @@ def _rooted(data: DataConfig, folder: Path) -> DataConfig:
 
 
 def _armed(packets: tuple[PacketConfig, ...], folder: Path, place: str) -> tuple[PacketConfig, ...]:
-    """Return the packets, each with the weights of its policy if that is a file."""
+    """Return the packets, each with its policy's weights, and the path of its own absolute."""
     return tuple(
-        replace(p, policy=with_weights(p.policy, folder, f"{place}packets[{i}].policy"))
+        replace(
+            p,
+            policy=with_weights(p.policy, folder, f"{place}packets[{i}].policy"),
+            weights=str((folder / Path(p.weights).expanduser()).resolve()) if p.weights else "",
+        )
         for i, p in enumerate(packets)
     )
 
@@ -210,7 +214,7 @@ def _apply(tables: dict[str, Any], override: str) -> None:
     _put(tables, keys, value, f"--set {path}")
 
 
-PATHS = {"root", "file"}
+PATHS = {"root", "file", "weights"}
 """Keys whose value is a path."""
 _KEY = re.compile(r'"([^"]+)"|([^."\s]+)')
 

@@ -207,6 +207,11 @@ class PacketConfig:
     """Seconds after submission when it goes home whatever it has."""
     after_s: NotNegative = 0.0
     """Seconds after the start of the run when it is submitted."""
+    weights: str = ""
+    """A `.safetensors` file of an earlier run that it starts from, relative to the scenario; a
+    fresh model if empty."""
+    seed: Count = 0
+    """Of everything random about it, together with the scenario's; 0: by its place in the file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from math import isinf
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import blake3
@@ -31,6 +32,8 @@ def digest(scenario: Scenario) -> str:
     tables.get("data", {}).pop("root", None)
     for skill in tables.get("data", {}).get("skills", {}).values():
         skill["source"].pop("root", None)
+    for packet in tables.get("packets", ()):
+        packet["weights"] = Path(packet["weights"]).name
     return blake3.blake3(json.dumps(tables, sort_keys=True).encode()).hexdigest()
 
 

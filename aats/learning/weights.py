@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -98,23 +99,36 @@ def write(
 
 
 def initial_payload(
-    architecture: Architecture, seed: int, reference: Mapping[str, Batch] | None = None
+    architecture: Architecture,
+    seed: int,
+    reference: Mapping[str, Batch] | None = None,
+    weights: Path | None = None,
 ) -> Payload:
-    """Return the payload a packet leaves its owner with: a fresh model and trusted samples.
+    """Return the payload a packet leaves its owner with: a model and trusted samples.
 
     Args:
         architecture: What to build; its initial weights follow from `seed`.
         seed: Of the initialisation.
         reference: Per skill the owner's small trusted set (x, y), sent along to judge visits.
+        weights: A `.safetensors` file to start from instead.
 
     Raises:
-        ModelError: If the architecture is unknown or its config wrong.
+        ModelError: If the architecture is unknown, its config wrong, or the file of another.
     """
-    arrays: dict[str, Array] = dict(backend_of(architecture).initial(architecture, seed))
+    dtypes: dict[str, str] = {}
+    arrays: dict[str, Array]
+    if weights is None:
+        arrays = dict(backend_of(architecture).initial(architecture, seed))
+    else:
+        from aats.learning.stored import read_model
+
+        stored = read_model(weights, architecture)
+        arrays = stored.arrays()
+        dtypes = {t.name: t.dtype for t in stored.manifest.tensors}
     for skill, (x, y) in (reference or {}).items():
         arrays[f"{REFERENCE}{skill}.x"] = as_features(x)
         arrays[f"{REFERENCE}{skill}.y"] = np.ascontiguousarray(y, np.int64)
-    return pack(arrays)
+    return pack(arrays, dtypes=dtypes)
 
 
 def reference_of(payload: Payload) -> dict[str, Batch]:

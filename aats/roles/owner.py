@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from math import inf
+from pathlib import Path
 
 from aats.identity import Identity
 from aats.ids import PacketId, new_packet_id
@@ -41,6 +42,7 @@ def make_packet(
     deadline: float = inf,
     reference: Mapping[str, Batch] | None = None,
     payload: Payload | None = None,
+    weights: Path | None = None,
     seed: int = 0,
     label: str = "",
     packet: PacketId | None = None,
@@ -59,15 +61,16 @@ def make_packet(
         budget: What it may spend.
         deadline: When it goes home whatever it has, in seconds of the same clock.
         reference: Per skill the owner's small trusted set (x, y), sent along to judge visits.
-        payload: Its tensors; None for a fresh model and the reference set.
+        payload: Its tensors; None for a model and the reference set.
+        weights: The `.safetensors` file that the model starts from; None for a fresh one.
         seed: Of everything random about it.
         label: A name for people.
         packet: Its id; None for one made of `created` and `seed`.
 
     Raises:
-        ModelError: If the architecture is unknown or its config wrong.
+        ModelError: If the architecture is unknown, its config wrong, or the file of another.
     """
-    tensors = payload or initial_payload(architecture, seed, reference)
+    tensors = payload or initial_payload(architecture, seed, reference, weights)
     mandate = Mandate(
         id=packet or new_packet_id(int(created * 1000), random.Random(seed)),
         kind=kind,

@@ -1,0 +1,60 @@
+"""Models as files: the `.safetensors` of an earlier run, read as a packet's first weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from aats.errors import ModelError
+from aats.learning.lora import BASE, NAME
+from aats.learning.modules import ModuleBackend
+from aats.packet import Architecture
+from aats.payload import MODEL, Array, Payload, pack
+
+_NO_NUMPY = {torch.bfloat16: "bf16"}
+"""Dtypes that NumPy lacks: they travel as raw bits."""
+
+
+def read_model(path: Path, architecture: Architecture) -> Payload:
+    """Return the `model.` tensors of a file in the architecture's order, checked.
+
+    A file of the wrapped architecture will do for one that wraps it (`lora`): it is the base.
+
+    Args:
+        path: A `.safetensors` file as a run writes it, names as in the module.
+        architecture: What the weights are of.
+
+    Raises:
+        ModelError: If the file cannot be read or its tensors do not fit the architecture.
+    """
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: no file of weights: {error}") from error
+    if architecture.name == NAME and not any(name.startswith(BASE) for name in found):
+        found = {BASE + name: tensor for name, tensor in found.items()}
+    try:
+        payload = _packed(found)
+        model = ModuleBackend().load(architecture, payload)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    return _packed({name: found[name] for name in model.module.state_dict()})
+
+
+def _packed(tensors: Mapping[str, torch.Tensor]) -> Payload:
+    arrays: dict[str, Array] = {}
+    dtypes: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype in _NO_NUMPY:
+            dtypes[MODEL + name] = _NO_NUMPY[tensor.dtype]
+            arrays[MODEL + name] = tensor.view(torch.uint16).numpy()
+        else:
+            arrays[MODEL + name] = tensor.numpy()
+    try:
+        return pack(arrays, dtypes=dtypes)
+    except KeyError as error:
+        raise ModelError(f"tensors of dtype {error} cannot travel") from error
