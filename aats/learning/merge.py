@@ -23,6 +23,7 @@ import numpy.typing as npt
 from aats import plugins
 from aats.errors import ModelError, UnknownPluginError
 from aats.ids import NodeId
+from aats.learning.measures.options import NONE, Measures
 from aats.learning.method import configure
 from aats.learning.weights import Allocate, Tensor, check_finite, kept, tensor_of, write
 from aats.packet import Plugin
@@ -141,7 +142,12 @@ def _installed(name: str) -> Callable[..., MergeRule]:
 
 
 def merge(
-    rule: MergeRule, method: Any, trunk: Payload, children: Sequence[Child], allocate: Allocate
+    rule: MergeRule,
+    method: Any,
+    trunk: Payload,
+    children: Sequence[Child],
+    allocate: Allocate,
+    measures: Measures = NONE,
 ) -> Merging:
     """Merge the children into the trunk's payload.
 
@@ -151,6 +157,7 @@ def merge(
         trunk: As it forked.
         children: Those that came back, in the order of their errands.
         allocate: Makes the arena of the payload that is written.
+        measures: The packet's, against forgetting; they merge what they carry themselves.
 
     Raises:
         ModelError: If no child can be used, the rule refuses, or what it made is not finite.
@@ -172,11 +179,15 @@ def merge(
 
     new = rule.merge(own, parts)
     state = {name: tensor_of(array) for name, array in new.state.items() if _is_rules(name)}
+    mine, theirs = _of_method(own.state, measures), [_of_method(p.state, measures) for p in parts]
     if isinstance(method, MergesState):
-        merged = method.merge_state(_of_method(own.state), [_of_method(p.state) for p in parts])
+        merged = method.merge_state(mine, theirs)
         state |= {name: tensor_of(array) for name, array in merged.items()}
     else:
-        state |= {n: t for n, t in kept(trunk, STATE).items() if not _is_rules(n)}
+        state |= {n: t for n, t in kept(trunk, STATE).items() if n in mine}
+    if measures:
+        against = measures.merge_state(own.state, [p.state for p in parts])
+        state |= {name: tensor_of(array) for name, array in against.items()}
     dtypes = {t.name: t.dtype for t in trunk.manifest.tensors}
     model = {
         MODEL + name: _tensor(array, dtypes.get(MODEL + name, ""))
@@ -190,8 +201,10 @@ def _is_rules(name: str) -> bool:
     return name.startswith(CARRIED)
 
 
-def _of_method(state: Mapping[str, Array]) -> dict[str, Array]:
-    return {name: array for name, array in state.items() if not _is_rules(name)}
+def _of_method(state: Mapping[str, Array], measures: Measures) -> dict[str, Array]:
+    return {
+        name: array for name, array in state.items() if not (_is_rules(name) or measures.owns(name))
+    }
 
 
 def _model(payload: Payload) -> dict[str, Array]:

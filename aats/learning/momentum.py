@@ -6,7 +6,7 @@ s = (2^b - 1) / (q - p), a value v becomes round(s (v - p)) - 2^(b-1); the range
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -66,6 +66,26 @@ def read_momentum(
             raise ModelError(f"tensor {PREFIX + name!r} must be finite")
         found[name] = torch.from_numpy(values.copy())
     return found
+
+
+def mean_momentum(states: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Return the mean of what several copies of a packet carry, in the bits it came in."""
+    out: dict[str, Array] = {}
+    held = [state for state in states if any(name.startswith(PREFIX) for name in state)]
+    for name in held[0] if held else ():
+        if not name.startswith(PREFIX):
+            continue
+        span = RANGE + name.removeprefix(PREFIX)
+        values = [
+            restored(s[name], s[span]) if span in s else s[name].astype(np.float64) for s in held
+        ]
+        mean = np.asarray(np.mean(values, axis=0), np.float32)
+        bits = 8 * held[0][name].dtype.itemsize
+        if span in held[0]:
+            out[name], out[span] = quantised(mean, bits)
+        else:
+            out[name] = mean
+    return out
 
 
 def write_momentum(momentum: Mapping[str, torch.Tensor], bits: int) -> dict[str, Array]:

@@ -7,7 +7,7 @@ transfers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import nn
 
 from aats.errors import ModelError
 from aats.learning.method import Carry, Plan, Stop, Work, passes
-from aats.learning.momentum import BITS, read_momentum, write_momentum
+from aats.learning.momentum import BITS, PREFIX, RANGE, mean_momentum, read_momentum, write_momentum
 from aats.learning.sgd import sgd
 from aats.payload import STATE, Array
 
@@ -95,6 +95,15 @@ class SequentialMethod:
         if self.carry_momentum:
             return Carry(write_momentum(velocity, self.carry_momentum))
         return Carry(self._average(model, stop.state)) if self.ships_mean else None
+
+    def merge_state(
+        self, trunk: Mapping[str, Array], states: Sequence[Mapping[str, Array]]
+    ) -> Mapping[str, Array]:
+        """Return the mean momentum; the weights of past visits end where copies are merged."""
+        return {
+            **{name: a for name, a in trunk.items() if not name.startswith((_LAST, PREFIX, RANGE))},
+            **mean_momentum(states),
+        }
 
     def _average(self, model: nn.Module, state: Mapping[str, Array]) -> dict[str, Array]:
         """Give the model the mean of its weights over the last visits; return those weights."""

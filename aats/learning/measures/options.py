@@ -8,12 +8,14 @@ combined. No torch here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from aats.errors import ModelError
 from aats.learning.backend import SURROGATE
 from aats.packet import Architecture
+from aats.payload import STATE, Array
 
 if TYPE_CHECKING:
     from aats.learning.measures.measure import Measure
@@ -177,6 +179,32 @@ class Measures:
         if self.interpolate:
             found.append(Interpolate(self.interpolate))
         return tuple(found)
+
+    def merge_state(
+        self, trunk: Mapping[str, Array], states: Sequence[Mapping[str, Array]]
+    ) -> dict[str, Array]:
+        """Return the measures' part of one state of several (names with `state.`).
+
+        Args:
+            trunk: What every copy of the packet set out with.
+            states: What each came back with.
+
+        Raises:
+            ModelError: If they do not fit each other.
+        """
+        from aats.learning.measures.merging import merged
+
+        out: dict[str, Array] = {}
+        for name in self._carrying():
+            out |= merged(name, trunk, states)
+        return out
+
+    def owns(self, name: str) -> bool:
+        """Return whether a tensor (name with `state.`) is carried by one of these measures."""
+        return name.startswith(tuple(f"{STATE}{measure}." for measure in self._carrying()))
+
+    def _carrying(self) -> list[str]:
+        return [name for name in ("ema", "ewc", "interpolate", "replay") if getattr(self, name)]
 
 
 _PART_OF = {
