@@ -30,7 +30,7 @@ from aats.errors import ModelError
 from aats.ids import NodeId
 from aats.learning.method import Carry, Method, Work
 from aats.node.streams import MAX_FRAME_BYTES
-from aats.node.tasks import Spoken
+from aats.node.tasks import Lost, Spoken, Told
 from aats.packet import Header
 from aats.payload import Array, Payload, pack
 from aats.roles.data import NodeData
@@ -156,6 +156,12 @@ class Player(Generic[T]):
         if node == self._leader:
             self._others.clear()
         return self._look()
+
+    def take(self, told: Told) -> list[Send]:
+        """Take in what a core tells the task: a frame, or a loss."""
+        if isinstance(told, Lost):
+            return self.lose(told.node)
+        return self.hear(frame_of(told))
 
     def time_out(self) -> list[Send]:
         """Tell the script that its wait is over."""

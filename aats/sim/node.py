@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from aats.errors import AatsError
 from aats.ids import CustodyKey, NodeId
@@ -30,10 +30,12 @@ from aats.node.commands import (
     SendMessage,
     SendPacket,
     SendProbe,
+    TellTask,
     Trace,
 )
 from aats.node.events import Event, Started, TaskFailed, TaskFinished
 from aats.node.tasks import (
+    FollowTask,
     ProbeResult,
     ProbeTask,
     Result,
@@ -47,6 +49,7 @@ from aats.packet import Header
 from aats.payload import REFERENCE, Manifest, Payload
 from aats.sim.kernel import Kernel, Timer
 from aats.sim.store import MemoryStore
+from aats.sim.talk import Conversation, Talk, Work
 
 FORWARD_SHARE = 1 / 3
 """Cost of scoring a sample relative to training on it: a forward pass without the backward."""
@@ -74,14 +77,6 @@ class Core(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A task's result, and the packet's new payload if it made one."""
-
-    result: Result
-    payload: Payload | None = None
-
-
 class Worker(Protocol):
     """Does a node's tasks. What it remembers between them is lost in a crash."""
 
@@ -96,6 +91,15 @@ class Worker(Protocol):
         Raises:
             AatsError: If it cannot be done; the node goes on.
         """
+        ...
+
+
+@runtime_checkable
+class TalkingWorker(Worker, Protocol):
+    """Does tasks that talk with other nodes, too."""
+
+    def talk(self, task: VisitTask | FollowTask, payload: Payload) -> Talk:
+        """Return a task that talks with other nodes while it works, not started."""
         ...
 
 
@@ -183,7 +187,8 @@ class SimulatedNode:
         self._network = network
         self._kernel = network.kernel
         self._line: deque[RunTask] = deque()
-        self._working: tuple[int, Timer] | None = None
+        self._working: tuple[int, Timer | None] | None = None
+        self._talks: dict[int, Conversation] = {}
         self._wake: Timer | None = None
         self._wakes = (0.0, 0)
 
@@ -207,10 +212,13 @@ class SimulatedNode:
         self.core = self.worker = None
         self._line.clear()
         self.expecting.clear()
-        for timer in (self._wake, self._working and self._working[1]):
+        for timer in (self._wake, self._working[1] if self._working else None):
             if timer:
                 timer.cancel()
         self._wake = self._working = None
+        for conversation in self._talks.values():
+            conversation.stop()
+        self._talks.clear()
 
     # --- events in ---
 
@@ -271,9 +279,14 @@ class SimulatedNode:
                 store.drop_custody(key)
             case SaveState(name=name, value=value):
                 store.state[name] = value
+            case RunTask(task=FollowTask()):
+                self._converse(command)  # beside the line: else two leaders could wait for ever
             case RunTask():
                 self._line.append(command)
                 self._next_task()
+            case TellTask(task_id=task_id, told=told):
+                if (conversation := self._talks.get(task_id)) is not None:
+                    conversation.tell(told)
             case CancelTask(task_id=task_id):
                 self._cancel_task(task_id)
             case ExpectPacket():
@@ -293,6 +306,10 @@ class SimulatedNode:
         if self._working or not self._line:
             return
         command = self._line.popleft()
+        if isinstance(command.task, VisitTask) and command.task.partners:
+            self._working = (command.task_id, None)
+            self._converse(command)
+            return
         event, seconds = self._work(command)
         if seconds > command.timeout_s:
             event, seconds = TaskFailed(command.task_id, "timeout"), command.timeout_s
@@ -312,6 +329,33 @@ class SimulatedNode:
             self.store.outcomes[command.task_id] = work.payload
         return TaskFinished(command.task_id, work.result, spending), spending.seconds
 
+    def _converse(self, command: RunTask) -> None:
+        """Begin a task that talks with other nodes."""
+        assert isinstance(self.worker, TalkingWorker), f"{self.node}: its worker cannot talk"
+        task, number, pace = command.task, command.task_id, self.parts.pace
+        assert isinstance(task, VisitTask | FollowTask), "no other task talks"
+        leads = isinstance(task, VisitTask)
+        payload = self.store.payload_of(task.header) if isinstance(task, VisitTask) else Payload()
+        rows = trusted_rows(task.header.manifest) if isinstance(task, VisitTask) else 0
+
+        def spending(samples: float) -> Spending:
+            return Spending(samples / pace.samples_per_s, samples * pace.joules_per_sample)
+
+        def done(event: Event, payload: Payload | None) -> None:
+            del self._talks[number]
+            if payload is not None:
+                self.store.outcomes[number] = payload
+            if leads:
+                self._worked(event)
+            else:
+                self.feed(event)
+
+        conversation = self._talks[number] = Conversation(
+            self._kernel, command, self.worker.talk(task, payload), spending,
+            2 * FORWARD_SHARE * rows, self.feed, done,
+        )  # fmt: skip
+        conversation.start()
+
     def _worked(self, event: Event) -> None:
         self._working = None
         self.feed(event)
@@ -321,8 +365,11 @@ class SimulatedNode:
     def _cancel_task(self, task_id: int) -> None:
         self._line = deque(c for c in self._line if c.task_id != task_id)
         self.store.outcomes.pop(task_id, None)
+        if (conversation := self._talks.pop(task_id, None)) is not None:
+            conversation.stop()
         if self._working and self._working[0] == task_id:
-            self._working[1].cancel()
+            if self._working[1]:
+                self._working[1].cancel()
             self._working = None
             self._next_task()
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from aats.node.tasks import Task, VisitResult
+from aats.learning.isolated import TorchState
+from aats.learning.stream import Player, Receive, Send
+from aats.node.tasks import FollowTask, Result, Task, Told, VisitResult, VisitTask
 from aats.payload import Payload
 from aats.roles.mpvu import TestSet
-from aats.roles.runner import TaskContext, run_task
-from aats.sim.node import Work
+from aats.roles.runner import TaskContext, player_of, run_task
+from aats.sim.talk import Work
 
 
 class TaskWorker:
@@ -24,6 +26,14 @@ class TaskWorker:
 
     def __call__(self, task: Task, payload: Payload) -> Work:
         """Run a task; the arena it allocates, if any, becomes the packet's new payload."""
+        context, arenas = self._prepared(payload)
+        return _work(run_task(task, context), arenas)
+
+    def talk(self, task: VisitTask | FollowTask, payload: Payload) -> TaskTalk:
+        """Return a task that talks with other nodes, not started."""
+        return TaskTalk(task, *self._prepared(payload))
+
+    def _prepared(self, payload: Payload) -> tuple[TaskContext, list[memoryview]]:
         arenas: list[memoryview] = []
 
         def allocate(total: int) -> memoryview:
@@ -32,10 +42,54 @@ class TaskWorker:
 
         # A writable payload would be trained in place, and this one is the store's.
         kept = Payload(payload.manifest, payload.arena.toreadonly())
-        result = run_task(task, replace(self._context, payload=kept, allocate=allocate))
-        if isinstance(result, VisitResult) and arenas:
-            return Work(result, Payload(result.manifest, arenas[-1]))
-        return Work(result)
+        return replace(self._context, payload=kept, allocate=allocate), arenas
+
+
+class TaskTalk:
+    """A task's script in turns with others of this process: see `aats.sim.talk.Talk`."""
+
+    def __init__(
+        self, task: VisitTask | FollowTask, context: TaskContext, arenas: list[memoryview]
+    ) -> None:
+        self._task, self._context, self._arenas = task, context, arenas
+        self._player: Player[Result]
+        self._state = TorchState()
+
+    @property
+    def waiting(self) -> Receive | None:
+        """What it waits for."""
+        return self._player.waiting
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is done."""
+        return self._player.ended
+
+    def start(self) -> list[Send]:
+        """Run to the first wait."""
+        with self._state.installed():
+            self._player = player_of(self._task, self._context)
+            return self._player.start()
+
+    def take(self, told: Told) -> list[Send]:
+        """Hand it what came."""
+        with self._state.installed():
+            return self._player.take(told)
+
+    def time_out(self) -> list[Send]:
+        """End its wait."""
+        with self._state.installed():
+            return self._player.time_out()
+
+    def outcome(self) -> Work:
+        """Return its result and the packet's new payload, if it made one."""
+        return _work(self._player.outcome(), self._arenas)
+
+
+def _work(result: Result, arenas: list[memoryview]) -> Work:
+    if isinstance(result, VisitResult) and arenas:
+        return Work(result, Payload(result.manifest, arenas[-1]))
+    return Work(result)
 
 
 def worker_factory(context: TaskContext) -> Callable[[], TaskWorker]:

@@ -51,7 +51,8 @@ from aats.routing.agent import Agent
 from aats.routing.policy import RoutePolicy
 from aats.sim.link import LinkSpec
 from aats.sim.network import Settings, SimulatedWorld
-from aats.sim.node import NodeParts, Pace, Work
+from aats.sim.node import NodeParts, Pace
+from aats.sim.talk import Work
 from aats.wire import sign_mandate
 
 SKILL = "tally"

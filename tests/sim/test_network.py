@@ -35,7 +35,8 @@ from aats.node.tasks import AdoptResult, AdoptTask
 from aats.payload import Payload, pack
 from aats.sim.link import LinkSpec
 from aats.sim.network import SimulatedWorld
-from aats.sim.node import NodeParts, Pace, Work
+from aats.sim.node import NodeParts, Pace
+from aats.sim.talk import Work
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 PACKET = PacketId("01890a5d-ac96-7000-8000-000000000001")
