@@ -177,6 +177,8 @@ class Work:
         self._measures = measures
         self.steps = 0
         self.samples = 0
+        self.drawn = np.zeros(0, np.int64)
+        """Row numbers of the node's own rows in the minibatch last drawn."""
         self.labels = {s: np.zeros(stop.data[s].num_classes) for s in plan.steps}
 
     def __iter__(self) -> Iterator[tuple[str, Features, Labels]]:
@@ -185,6 +187,7 @@ class Work:
         rows = {s: self._rows(self.stop.data[s].samples, rng) for s in self.plan.steps}
         for skill in order.tolist()[self.steps :]:
             data, drawn = self.stop.data[skill], next(rows[skill])
+            self.drawn = drawn
             self.count(skill, 1, len(drawn), data.train_y[drawn])
             x, y = data.train_x[drawn], data.train_y[drawn]
             if self._measures is None:
