@@ -29,11 +29,12 @@ import blake3
 import numpy as np
 
 from aats import plugins
+from aats.advert import ComputeAdvert
 from aats.errors import ModelError, ScenarioError, UnknownPluginError, nearest
 from aats.ids import NodeId
 from aats.learning.measures.options import Measures
-from aats.packet import Header, Plugin
-from aats.payload import Array
+from aats.packet import Architecture, Header, Plugin
+from aats.payload import Array, Payload
 from aats.roles.data import Features, Labels, SkillData
 
 if TYPE_CHECKING:
@@ -82,6 +83,12 @@ class Stop:
     """The packet's numbers, this visit counted: see `progress`."""
     state: Mapping[str, Array] = field(default_factory=dict)
     """The `state.` tensors the packet carries, read-only."""
+    show_labels: bool = True
+    """Whether the node lets its label histograms be known."""
+    compute: ComputeAdvert = ComputeAdvert()
+    """What the node that works computes with; zeros where nothing is known of it."""
+    bandwidth_bps: float = 0.0
+    """Of its fastest link, bits per second; 0: not known."""
 
     @property
     def cycle(self) -> int:
@@ -292,6 +299,42 @@ class Method(Protocol):
         ...
 
 
+@runtime_checkable
+class Preparing(Protocol):
+    """A method that has a say in a packet's tensors before it leaves its owner."""
+
+    def prepare(self, architecture: Architecture, payload: Payload, seed: int) -> Payload:
+        """Return the payload, or a better one.
+
+        Args:
+            architecture: Of the model in it.
+            payload: Model and reference set; not to be changed.
+            seed: The mandate's.
+
+        Raises:
+            ModelError: If the packet had better not leave.
+        """
+        ...
+
+
+def prepared(plugin: Plugin, architecture: Architecture, payload: Payload, seed: int) -> Payload:
+    """Return a packet's payload as its method wants it to leave; as it is if that has no wish.
+
+    An owner need not have the method: then it is as it is, too.
+
+    Raises:
+        ScenarioError: On a parameter that the method does not have or of a wrong type.
+        ModelError: If the method refuses it.
+    """
+    try:
+        method = method_of(plugin)[0]
+    except UnknownPluginError:
+        return payload
+    if isinstance(method, Preparing):
+        return method.prepare(architecture, payload, seed)
+    return payload
+
+
 @dataclass(frozen=True, slots=True)
 class Guard:
     """When a visit is undone. Any method's parameters may set these."""
@@ -305,6 +348,9 @@ class Guard:
     reject_harm: float = math.inf
     """Largest harm of what the visit added: accuracy without it less accuracy with it, above this
     on both of two disjoint halves of the reference set. Infinity switches this off."""
+    visits: int = 0
+    """After so many visits the packet is verified, if it must be, and goes home; 0 for no bound.
+    Read by `aats.routing.observe`."""
 
 
 def method_of(plugin: Plugin) -> tuple[Method, Guard, Measures]:

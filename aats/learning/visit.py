@@ -105,7 +105,10 @@ def visit_script(
     """
     header = task.header
     measures.check(header.mandate.architecture)
-    stop = stop_of(header, task.data_of or node, data, payload)
+    stop = replace(
+        stop_of(header, task.data_of or node, data, payload),
+        compute=task.compute, bandwidth_bps=task.bandwidth_bps,
+    )  # fmt: skip
     leads = bool(task.partners) and isinstance(method, StreamMethod)
     plan = method.plan(stop) or (Plan({}) if leads else None)
     reference = reference_of(payload)
@@ -234,6 +237,7 @@ def stop_of(header: Header, node: NodeId, data: NodeData, payload: Payload) -> S
         data={s: data.skills[s] for s in wanted if s in data.skills and data.skills[s].samples},
         trained=progress(header, node),
         state=state,
+        show_labels=data.show_labels,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aats.identity import Identity
 from aats.ids import PacketId, new_packet_id
+from aats.learning.method import prepared
 from aats.learning.weights import initial_payload
 from aats.packet import (
     UNLIMITED,
@@ -68,9 +69,11 @@ def make_packet(
         packet: Its id; None for one made of `created` and `seed`.
 
     Raises:
-        ModelError: If the architecture is unknown, its config wrong, or the file of another.
+        ModelError: If the architecture is unknown, its config wrong, or the file of another, or
+            the method refuses the initial weights.
     """
-    tensors = payload or initial_payload(architecture, seed, reference, weights)
+    made = payload or initial_payload(architecture, seed, reference, weights)
+    tensors = prepared(method, architecture, made, seed)
     mandate = Mandate(
         id=packet or new_packet_id(int(created * 1000), random.Random(seed)),
         kind=kind,
