@@ -42,6 +42,7 @@ from aats.node.commands import (
     SendMessage,
     SendPacket,
     SendProbe,
+    TellTask,
     Trace,
 )  # fmt: skip
 from aats.node.core import NodeCore
@@ -59,14 +60,14 @@ from aats.node.events import (
     TaskFinished,
     TransferFailed,
 )  # fmt: skip
-from aats.node.executor import Executor, TaskError
+from aats.node.executor import Executor, Line, TaskError
 from aats.node.fault import FaultSwitch, Moment
 from aats.node.forkserver import ForkServer
 from aats.node.journal import Journal
 from aats.node.lanes import Lanes
 from aats.node.shard import FILE_NAME, save_data
 from aats.node.spec import IDENTITY_FILE, DaemonSpec
-from aats.node.tasks import Result, Task, VisitResult, VisitTask
+from aats.node.tasks import FollowTask, Result, Task, VisitResult, VisitTask
 from aats.node.worker import Job, given_directory
 from aats.packet import Header, Plugin
 from aats.payload import MODEL, Payload
@@ -144,6 +145,8 @@ class Daemon:
         self._up = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
         self._running: dict[int, asyncio.Task[None]] = {}
+        self._lines: dict[int, Line] = {}
+        """To running tasks that work with other nodes."""
         self._offers: dict[CustodyKey, int] = {}
         self._accepts: dict[tuple[NodeId, CustodyKey], bytes] = {}
         """Encoded; each waits for its ticket."""
@@ -405,8 +408,13 @@ class Daemon:
                 store.drop(key)
             case SaveState(name=name, value=value):
                 store.save_state(name, value)
-            case RunTask(task_id=number):
+            case RunTask(task_id=number, task=task):
+                if isinstance(task, FollowTask) or (isinstance(task, VisitTask) and task.partners):
+                    self._lines[number] = Line(self._put)
                 self._running[number] = self._group.create_task(self._run_task(command))
+            case TellTask(task_id=number, told=told):
+                if (line := self._lines.get(number)) is not None:
+                    line.tell(told)
             case CancelTask(task_id=number):
                 if (running := self._running.pop(number, None)) is not None:
                     running.cancel()
@@ -507,16 +515,20 @@ class Daemon:
 
         event: TaskFinished | TaskFailed | None = None
         try:
-            event = await self._workers().run(job, command.timeout_s, started)
+            event = await self._workers().run(
+                job, command.timeout_s, started, self._lines.get(number)
+            )
         except TaskError as e:
             self._journal.log.warning("task.failed", task=number, reason=str(e))
             event = TaskFailed(number, str(e))
         finally:
             self._running.pop(number, None)
+            self._lines.pop(number, None)
             if not isinstance(event, TaskFinished) or not _changed(task, event.result):
                 self._store.discard_outcome(number)
         self._put(event)
-        if isinstance(event, TaskFinished) and isinstance(event.result, VisitResult):
+        is_own = isinstance(task, VisitTask) and not task.partners
+        if is_own and isinstance(event, TaskFinished) and isinstance(event.result, VisitResult):
             self._measure(event.result.samples, event.spending.seconds)
 
     def _measure(self, samples: int, seconds: float) -> None:

@@ -13,22 +13,29 @@ import os
 import signal
 import socket
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from aats.errors import LocalError, WireError
 from aats.ids import NodeId
-from aats.node.events import TaskFailed, TaskFinished
+from aats.node.events import TaskFailed, TaskFinished, TaskSpoke
 from aats.node.forkserver import ForkServer, ForkServerLost
+from aats.node.tasks import Told
 from aats.node.worker import LENGTH, Job, child_main, encode_job, preload_data
-from aats.wire import decode_event
+from aats.wire import decode_event, encode_told
 
 MAX_ANSWER_BYTES = 1 << 28
 """A minibatch of raw samples is the largest answer."""
 _READ_BYTES = 1 << 18
 ASKED = frozenset({"ProbeTask", "BatchTask", "AdoptTask", "ContributeTask"})
 """Kinds of tasks that nodes ask of each other."""
+
+
+FOLLOWING = "FollowTask"
+"""Kind of the tasks that other nodes' visits wait for. Their core bounds them; in line behind a
+visit that leads, two nodes could wait for each other for ever."""
 
 
 class TaskError(LocalError):
@@ -43,6 +50,30 @@ class _Child:
     channel: socket.socket
     code: int | None = None
     """Exit status, once it has ended."""
+
+
+class Line:
+    """What goes between a node and one of its tasks while that runs.
+
+    Args:
+        hear: Takes what the task says.
+    """
+
+    def __init__(self, hear: Callable[[TaskSpoke], None]) -> None:
+        self.hear = hear
+        self._told: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def tell(self, told: Told) -> None:
+        """Put something in line for the task; it may not have begun."""
+        self._told.put_nowait(encode_told(told))
+
+    async def write(self, channel: socket.socket) -> None:
+        """Write what the task is told until cancelled."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(ConnectionError):  # its end is seen by who reads
+            while True:
+                data = await self._told.get()
+                await loop.sock_sendall(channel, LENGTH.pack(len(data)) + data)
 
 
 class Executor:
@@ -80,7 +111,11 @@ class Executor:
             child.channel.close()
 
     async def run(
-        self, job: Job, timeout_s: float, started: Callable[[], None] = lambda: None
+        self,
+        job: Job,
+        timeout_s: float,
+        started: Callable[[], None] = lambda: None,
+        line: Line | None = None,
     ) -> TaskFinished:
         """Run one job and return its outcome; cancelling it kills the process.
 
@@ -88,20 +123,27 @@ class Executor:
             job: What to do.
             timeout_s: From the moment the process gets the job, not from the call.
             started: Called when the process has its job.
+            line: Between the task and its node; None for a task that says nothing but its answer.
 
         Raises:
             TaskError: Whatever went wrong, in words.
         """
-        async with self._slots[job.node, job.kind in ASKED], self._cores:
+        slot: AbstractAsyncContextManager[None] = self._slots[job.node, job.kind in ASKED]
+        cores: AbstractAsyncContextManager[None] = self._cores
+        if job.kind == FOLLOWING:
+            slot = cores = contextlib.nullcontext()
+        async with slot, cores:
             try:
-                return await self._run(job, timeout_s, started)
+                return await self._run(job, timeout_s, started, line)
             except ForkServerLost as e:
                 raise TaskError(f"{job.kind} could not start: {e}") from e
             finally:
                 with contextlib.suppress(ForkServerLost):
                     self._spare = self._spare or self._fork()
 
-    async def _run(self, job: Job, timeout_s: float, started: Callable[[], None]) -> TaskFinished:
+    async def _run(
+        self, job: Job, timeout_s: float, started: Callable[[], None], line: Line | None
+    ) -> TaskFinished:
         if self._server.is_lost:
             self._server, self._spare = ForkServer.spawn("worker"), None
             self.start()
@@ -109,7 +151,7 @@ class Executor:
         child, self._spare = self._spare or self._fork(), None
         try:
             async with asyncio.timeout(timeout_s):
-                data = await _exchange(child.channel, job, started)
+                data = await _exchange(child.channel, job, started, line)
                 while data is None and child.code is None:
                     self._ended.clear()
                     await self._ended.wait()
@@ -164,23 +206,53 @@ def fork_zygote(directories: Iterable[Path]) -> ForkServer:
     return ForkServer.fork(child_main)
 
 
-async def _exchange(channel: socket.socket, job: Job, started: Callable[[], None]) -> bytes | None:
+async def _exchange(
+    channel: socket.socket, job: Job, started: Callable[[], None], line: Line | None
+) -> bytes | None:
     """Send a job and return its answer; None if the process has closed its end before."""
-    loop, data, size = asyncio.get_running_loop(), bytearray(), LENGTH.size
+    loop = asyncio.get_running_loop()
     with contextlib.suppress(ConnectionError):
         await loop.sock_sendall(channel, encode_job(job))
         started()
-        while len(data) < size:
-            chunk = await loop.sock_recv(channel, _READ_BYTES)
-            if not chunk:
-                return None
-            data += chunk
-            if size == LENGTH.size and len(data) >= size:
-                size += LENGTH.unpack_from(data)[0]
+        if line is None:
+            return await anext(_messages(channel, job), None)
+        writer = asyncio.create_task(line.write(channel))
+        try:
+            async for data in _messages(channel, job):
+                event = _spoken(job, data)
+                if event is None:
+                    return data
+                line.hear(event)
+        finally:
+            writer.cancel()
+    return None
+
+
+async def _messages(channel: socket.socket, job: Job) -> AsyncIterator[bytes]:
+    """Yield what a process says, message by message, until it closes its end."""
+    loop, data, size = asyncio.get_running_loop(), bytearray(), -1
+    while chunk := await loop.sock_recv(channel, _READ_BYTES):
+        data += chunk
+        while True:
+            if size < 0 and len(data) >= LENGTH.size:
+                size = LENGTH.unpack_from(data)[0]
+                del data[: LENGTH.size]
             if size > MAX_ANSWER_BYTES:
                 raise TaskError(f"{job.kind} answered {size} bytes, not {MAX_ANSWER_BYTES}")
-        return bytes(data[LENGTH.size : size])
-    return None
+            if size < 0 or len(data) < size:
+                break
+            yield bytes(data[:size])
+            del data[:size]
+            size = -1
+
+
+def _spoken(job: Job, data: bytes) -> TaskSpoke | None:
+    """Return what a task says for another node; None for its answer, whatever that is."""
+    try:
+        event = decode_event(data)
+    except WireError:
+        return None
+    return event if isinstance(event, TaskSpoke) and event.task == job.number else None
 
 
 def _end_of(code: int) -> str:

@@ -1,5 +1,8 @@
 """What a task's process does: read one job, set its limits, run the task, answer, end.
 
+A task that works with other nodes (`aats.learning.stream`) speaks with its daemon meanwhile, on
+the same channel: what it says are `TaskSpoke` events, what it is told comes between them.
+
 The process is forked from a worker zygote for this one task, so a crash, a leak or a hang in a
 method touches nothing else. The packet's payload is copied (the custody file stays as it
 arrived), the new payload is written straight into the file that will be handed on.
@@ -12,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import resource
+import select
 import socket
 import struct
 import sys
@@ -24,18 +28,27 @@ import numpy as np
 
 from aats.identity import Identity
 from aats.ids import NodeId
-from aats.node.events import TaskFailed, TaskFinished
+from aats.learning.stream import Player, Send, spoken_of
+from aats.node.events import TaskFailed, TaskFinished, TaskSpoke
 from aats.node.shard import FILE_NAME, load_data
 from aats.node.spec import WorkSettings
-from aats.node.tasks import AdoptResult, AdoptTask, Result, Spending, VisitTask
+from aats.node.tasks import (
+    AdoptResult,
+    AdoptTask,
+    FollowTask,
+    Result,
+    Spending,
+    Told,
+    VisitTask,
+)
 from aats.packet import Architecture, Header, Plugin, Target
 from aats.payload import Payload
 from aats.roles.data import NodeData
 from aats.roles.mpvu import TestSet
 from aats.roles.owner import make_packet
-from aats.roles.runner import TaskContext, run_task
+from aats.roles.runner import TaskContext, player_of, run_task
 from aats.spool import Arena
-from aats.wire import decode_task, encode_event, encode_task
+from aats.wire import decode_task, decode_told, encode_event, encode_task
 
 MAX_JOB_BYTES = 1 << 30
 MAX_REASON = 500
@@ -137,16 +150,53 @@ def child_main(argument: str, fds: list[int]) -> None:
         if size > MAX_JOB_BYTES:
             raise ValueError(f"job of {size} bytes, allowed are {MAX_JOB_BYTES}")
         job = msgspec.msgpack.decode(_read(channel, size), type=Job)
-        answer = encode_event(perform(job))
+        answer = encode_event(perform(job, Talk(channel, job)))
         channel.sendall(LENGTH.pack(len(answer)) + answer)
 
 
-def perform(job: Job) -> TaskFinished | TaskFailed:
-    """Run a job in this process under its limits; an exception comes back as a failure."""
+class Talk:
+    """The task's end of the channel, while its script talks with other nodes."""
+
+    def __init__(self, channel: socket.socket, job: Job) -> None:
+        self._channel, self._job = channel, job
+        self._cpu = time.process_time()
+        self._poll = select.poll()
+        self._poll.register(channel, select.POLLIN)
+
+    def play(self, player: Player[Result]) -> Result:
+        """Play a script to its end: frames go to the daemon, what it tells goes to the script."""
+        self._say(player.start())
+        while (wanted := player.waiting) is not None:
+            until = time.monotonic() + wanted.timeout_s
+            while player.waiting is wanted:
+                told = self._next(until - time.monotonic())
+                self._say(player.time_out() if told is None else player.take(told))
+        return player.outcome()
+
+    def _say(self, sent: list[Send]) -> None:
+        for send in sent:
+            joules = (time.process_time() - self._cpu) * self._job.watts
+            data = encode_event(TaskSpoke(self._job.number, spoken_of(send, joules)))
+            self._channel.sendall(LENGTH.pack(len(data)) + data)
+
+    def _next(self, wait_s: float) -> Told | None:
+        if not self._poll.poll(max(0.0, wait_s) * 1000):
+            return None
+        size = LENGTH.unpack(_read(self._channel, LENGTH.size))[0]
+        return decode_told(memoryview(_read(self._channel, size)))
+
+
+def perform(job: Job, talk: Talk | None = None) -> TaskFinished | TaskFailed:
+    """Run a job in this process under its limits; an exception comes back as a failure.
+
+    Args:
+        job: What to do.
+        talk: How to speak with other nodes; None for a job that does not.
+    """
     be_first_to_die()
     started, cpu = time.perf_counter(), time.process_time()
     try:
-        result = _run(job)
+        result = _run(job, talk)
     except (Exception, SystemExit) as e:  # noqa: BLE001 - the top of a process: report it
         return TaskFailed(job.number, f"{type(e).__name__}: {e}"[:MAX_REASON])
     joules = (time.process_time() - cpu) * job.watts
@@ -164,7 +214,7 @@ def _read(channel: socket.socket, size: int) -> bytearray:
     return data
 
 
-def _run(job: Job) -> Result:
+def _run(job: Job, talk: Talk | None) -> Result:
     task = decode_task(job.task)
     header: Header | None = getattr(task, "header", None)
     context = TaskContext(
@@ -185,6 +235,8 @@ def _run(job: Job) -> Result:
     if given.exists():
         for path in sorted(p for p in given.iterdir() if p.suffix == ".task"):
             run_task(decode_task(path.read_bytes()), context)
+    if talk is not None and isinstance(task, VisitTask | FollowTask):
+        return talk.play(player_of(task, context))
     result = run_task(task, context)
     if isinstance(task, AdoptTask) and isinstance(result, AdoptResult) and result.accepted:
         _keep(given / f"{task.samples.purpose}.{task.giver}.task", job.task)
