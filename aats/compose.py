@@ -125,7 +125,8 @@ def parts_of(scenario: Scenario, skill: str) -> list[Part]:
 
 def _node(scenario: Scenario, name: NodeId, dealt: Mapping[str, Spread]) -> NodePlan:
     config = scenario.nodes[name]
-    skills = [found.nodes[name] for found in dealt.values() if name in found.nodes]
+    held = () if config.withdrawn else dealt.values()
+    skills = [found.nodes[name] for found in held if name in found.nodes]
     data = NodeData.of(*skills, show_labels=config.show_labels)
     core = CoreConfig(
         node=name,

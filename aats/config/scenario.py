@@ -107,6 +107,8 @@ class NodeConfig:
     activations of this node's rows, then leaves it."""
     delegate: NodeId = NodeId("")
     """The compute node trusted to work on this node's data; "" for itself."""
+    withdrawn: bool = False
+    """It has taken its data back: they are dealt out as ever, and it offers none of them."""
     max_packet_mb: Positive = 4096.0
     """Refuses larger packets."""
     label: str = ""

@@ -106,13 +106,17 @@ def journey_of(header: Header, now: float, candidates: Sequence[Candidate] = ())
     ]
     budget, spent = header.mandate.budget, header.spent
     beliefs = [header.belief(t) for t in targets]
+    bias = [_bias(header, t) for t in targets]
+    through, judged = _is_through(header), _is_judged(header)
+    if through and not judged:  # it asks, whatever it believes
+        beliefs = [t.value + b for t, b in zip(targets, bias, strict=True)]
     return Journey(
         target=_column(t.value for t in targets),
         classes=np.array(classes, np.int64),
         belief=_column(np.nan if b is None else b for b in beliefs),
         estimated=_flags(_is_estimated(header, t) for t in targets),
         met=_flags(header.met(t) for t in targets),
-        bias=_column(_bias(header, t) for t in targets),
+        bias=_column(bias),
         used=_padded(used, max([2, *classes])),
         spent=np.array([spent.hops, spent.seconds, spent.bytes, spent.joules], np.float64),
         budget=np.array([budget.hops, budget.seconds, budget.bytes, budget.joules], np.float64),
@@ -120,7 +124,21 @@ def journey_of(header: Header, now: float, candidates: Sequence[Candidate] = ())
         visits=np.array(float(_visits(header))),
         since_verdict=np.array(float(_visits_since_verdict(header))),
         has_verdict=np.array(any(e.action == "verify" for e in header.journal)),
-        late=np.array(now >= header.mandate.deadline),
+        late=np.array(now >= header.mandate.deadline or (through and judged)),
+    )
+
+
+def _is_through(header: Header) -> bool:
+    """Return whether the packet has made all visits that its mandate allows (`Guard.visits`)."""
+    most = header.mandate.method.params.get("visits", 0)
+    made = header.trained.get("visits", 0.0)
+    return isinstance(most, int | float) and 0 < most <= made
+
+
+def _is_judged(header: Header) -> bool:
+    """Return whether nobody else need measure this version: an MPVU did, or none must."""
+    return all(t.verifier == "any" for t in header.mandate.requirement) or any(
+        e.action == "verify" for e in header.journal[-1:]
     )
 
 
