@@ -1,9 +1,9 @@
 """How a packet works at several nodes at one moment: the `Rendezvous` protocol and its plans.
 
-Wherever the packet is when it seeks to learn, its rendezvous may plan one of two things. *Fork*:
+Wherever the packet is when it seeks to learn, its rendezvous may plan one of these. *Fork*:
 children set out, each on an errand of its own, and come back to this node, where they are merged
 into one model again. *Assemble*: the packet stays, and its visit here exchanges activations with
-partners by streams. Without a plan the packet goes on by its policy.
+partners by streams. *Finish*: it goes home. Without a plan the packet goes on by its policy.
 
 A planner is pure: it gets adverts and a random source, knows nothing of sockets, clocks or
 tensors, and keeps no state; what must last belongs to the packet.
@@ -18,10 +18,14 @@ from math import inf
 from typing import Protocol, runtime_checkable
 
 from aats.advert import Partner
+from aats.errors import UnknownPluginError
 from aats.ids import NodeId
 from aats.packet import Errand, Header, Plugin
 
-__all__ = ["Assemble", "Errand", "Fork", "Partner", "Plan", "Rendezvous", "merge_of"]
+__all__ = [
+    "Assemble", "Errand", "Finish", "Fork", "Partner", "Plan", "Rendezvous", "merge_of",
+    "no_rendezvous",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,12 @@ class Assemble:
             raise ValueError("an assembly has at least one partner")
 
 
-Plan = Fork | Assemble
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The work is done: go home, with the requirement met or not."""
+
+
+Plan = Fork | Assemble | Finish
 
 
 @runtime_checkable
@@ -89,6 +98,15 @@ class Rendezvous(Protocol):
             rng: Seeded from the packet and the hop, so that a plan can be repeated.
         """
         ...
+
+
+def no_rendezvous(plugin: Plugin) -> Rendezvous:
+    """Know no rendezvous.
+
+    Raises:
+        UnknownPluginError: Always.
+    """
+    raise UnknownPluginError("aats.rendezvous", plugin.name, ())
 
 
 def merge_of(rendezvous: Rendezvous) -> Plugin:

@@ -30,12 +30,16 @@ def check(within_s: float, quorum: float, weighting: str, **counts: int) -> None
             raise ValueError(f"{name} is {count}, must be at least 0")
 
 
-def rounds_done(header: Header) -> int:
-    """Return how many times the packet was merged."""
-    return int(header.trained.get("cycle", 0))
+def is_done(header: Header, rounds: int) -> bool:
+    """Return whether a packet was merged `rounds` times; never for 0."""
+    return 0 < rounds <= header.trained.get("cycle", 0)
 
 
-def drawn(partners: Sequence[Partner], clients: int, rng: random.Random) -> list[NodeId]:
+def stops(partners: Sequence[Partner]) -> list[NodeId]:
+    """Return the nodes that a child can train at: a view of the data alone is none."""
+    return [p.node for p in partners if any(data.samples and not data.view for data in p.data)]
+
+
+def drawn(nodes: list[NodeId], clients: int, rng: random.Random) -> list[NodeId]:
     """Return the nodes that take part: all in the order given, or `clients` of them by lot."""
-    nodes = [partner.node for partner in partners]
     return rng.sample(nodes, min(clients, len(nodes))) if clients else nodes

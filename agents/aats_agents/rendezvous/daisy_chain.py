@@ -1,4 +1,4 @@
-"""Daisy-chaining (FedDC: Kamp et al., ICLR 2023): models go from node to node, and now and then meet.
+"""Daisy-chaining (FedDC: Kamp et al., ICLR 2023): models go round the nodes, and meet at times.
 
 Averaging needs enough data at each client for a local model worth averaging; a model that has
 been to several small nodes has seen enough.
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from aats.advert import Partner
 from aats.ids import NodeId
 from aats.packet import Errand, Header, Plugin
-from aats.routing.rendezvous import Fork, Plan
-from aats_agents.rendezvous.base import check, drawn
+from aats.routing.rendezvous import Finish, Fork, Plan
+from aats_agents.rendezvous.base import check, drawn, is_done, stops
 
 
 @dataclass(frozen=True, slots=True)
-class DaisyChain:
-    """As many children as nodes; each takes `every` stops by a row of a Latin square, then all meet.
+class DaisyChainRendezvous:
+    """A child for each node; each takes `every` stops by a row of a Latin square, then all meet.
 
     At each step every node has one of the models, and no model comes to a node again before it
     has been at all of them.
@@ -42,9 +42,7 @@ class DaisyChain:
     """"equal": all alike, as FedDC has it; "samples": by the rows each trained on."""
 
     def __post_init__(self) -> None:
-        check(
-            self.within_s, self.quorum, self.weighting, clients=self.clients, rounds=self.rounds
-        )
+        check(self.within_s, self.quorum, self.weighting, clients=self.clients, rounds=self.rounds)
         if self.every < 1:
             raise ValueError(f"every is {self.every}, must be at least 1")
 
@@ -57,16 +55,16 @@ class DaisyChain:
         self, header: Header, partners: Sequence[Partner], now: float, rng: random.Random
     ) -> Plan | None:
         """Return one errand a row; None without partners."""
-        if not partners:
+        if is_done(header, self.rounds):
+            return Finish()
+        if not (nodes := stops(partners)):
             return None
-        rows = latin_rows(drawn(partners, self.clients, rng), self.every, rng)
+        rows = latin_rows(drawn(nodes, self.clients, rng), self.every, rng)
         errands = tuple(Errand(row, visits=len(row)) for row in rows)
         return Fork(errands, self.within_s, self.quorum)
 
 
-def latin_rows(
-    nodes: Sequence[NodeId], stops: int, rng: random.Random
-) -> list[tuple[NodeId, ...]]:
+def latin_rows(nodes: Sequence[NodeId], stops: int, rng: random.Random) -> list[tuple[NodeId, ...]]:
     """Return one row of stops a node: at each step the rows are at different nodes.
 
     The columns are those of a Latin square, and of another one after it where there are more

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from aats.advert import Partner
 from aats.lineage import RecordKind
 from aats.packet import Errand, Header, Plugin
-from aats.routing.rendezvous import Fork, Plan
-from aats_agents.rendezvous.base import check, drawn, rounds_done
+from aats.routing.rendezvous import Finish, Fork, Plan
+from aats_agents.rendezvous.base import check, drawn, is_done, stops
 
 
 @dataclass(frozen=True, slots=True)
-class FedAvg:
+class FedAvgRendezvous:
     """Each round: one child to each client, one visit there, back, and the weighted mean.
 
     No node is the server: the round meets wherever the packet is, and with `move` somewhere else
@@ -39,9 +39,7 @@ class FedAvg:
     """Between rounds the packet moves to a node of its policy's choice: no fixed meeting point."""
 
     def __post_init__(self) -> None:
-        check(
-            self.within_s, self.quorum, self.weighting, clients=self.clients, rounds=self.rounds
-        )
+        check(self.within_s, self.quorum, self.weighting, clients=self.clients, rounds=self.rounds)
 
     @property
     def merge(self) -> str | Plugin:
@@ -52,10 +50,12 @@ class FedAvg:
         self, header: Header, partners: Sequence[Partner], now: float, rng: random.Random
     ) -> Plan | None:
         """Return one errand a client; None without clients, or where it shall move first."""
-        if not partners or (self.move and met_here(header, partners)):
+        if is_done(header, self.rounds):
+            return Finish()
+        nodes = stops(partners)
+        if not nodes or (self.move and met_here(header, partners)):
             return None
-        nodes = drawn(partners, self.clients, rng)
-        errands = tuple(Errand((node,), visits=1) for node in nodes)
+        errands = tuple(Errand((node,)) for node in drawn(nodes, self.clients, rng))
         return Fork(errands, self.within_s, self.quorum)
 
 

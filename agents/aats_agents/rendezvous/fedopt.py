@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aats.packet import Plugin
-from aats_agents.rendezvous.fedavg import FedAvg
+from aats_agents.rendezvous.fedavg import FedAvgRendezvous
 
 ADAPTIVE = "adam", "yogi", "adagrad"
 
 
 @dataclass(frozen=True, slots=True)
-class FedOpt(FedAvg):
+class FedOptRendezvous(FedAvgRendezvous):
     """Rounds as FedAvg's; what the mean adds is the gradient of an optimiser's step.
 
     Raises:
@@ -28,7 +28,7 @@ class FedOpt(FedAvg):
     tau: float = 0.001
 
     def __post_init__(self) -> None:
-        FedAvg.__post_init__(self)
+        FedAvgRendezvous.__post_init__(self)
         if self.optimiser not in (*ADAPTIVE, "avgm"):
             allowed = ", ".join((*ADAPTIVE, "avgm"))
             raise ValueError(f"optimiser is {self.optimiser!r}, allowed are {allowed}")

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from aats.advert import Partner
 from aats.packet import Errand, Header, Plugin
-from aats.routing.rendezvous import Fork, Plan
-from aats_agents.rendezvous.base import check
+from aats.routing.rendezvous import Finish, Fork, Plan
+from aats_agents.rendezvous.base import check, is_done, stops
 
 
 @dataclass(frozen=True, slots=True)
-class Gossip:
+class GossipRendezvous:
     """`walkers` children go where their policy leads them; after `visits` stops they all meet.
 
     With `meet` a walker averages, before it trains, with the last other walker that was at the
@@ -54,7 +54,9 @@ class Gossip:
         self, header: Header, partners: Sequence[Partner], now: float, rng: random.Random
     ) -> Plan | None:
         """Return one errand a walker; None where there is nowhere to walk."""
-        if not partners:
+        if is_done(header, self.rounds):
+            return Finish()
+        if not stops(partners):
             return None
         errand = Errand(visits=self.visits, meet=self.meet)
         return Fork((errand,) * self.walkers, self.within_s, self.quorum)
