@@ -83,6 +83,43 @@ def test_shards_give_each_node_exactly_so_many_classes(classes_per_node: int) ->
     assert sum(map(len, dealt.values())) == 500
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    clients=st.integers(1, 30),
+    classes=st.integers(2, 6),
+    share=st.data(),
+    alpha=st.floats(0.05, 100.0),
+    seed=st.integers(0, 2**32),
+)
+def test_extended_dirichlet_deals_out_every_row_of_the_classes_somebody_has(
+    clients: int, classes: int, share: st.DataObject, alpha: float, seed: int
+) -> None:
+    """ExDir(C, alpha): exactly C classes a client, each class split whole over its owners."""
+    wanted = share.draw(st.integers(1, classes))
+    data = load_dataset("synthetic", samples=600, classes=classes)
+    dealt = deal(
+        data, parts(clients), scheme="shards", classes_per_node=wanted, alpha=alpha, seed=seed
+    )
+    mine = {node: np.unique(data.y[rows]) for node, rows in dealt.items()}
+    assert all(len(held) == wanted for held in mine.values())
+    owned = np.unique(np.concatenate(list(mine.values())))
+    assert len(owned) == min(classes, clients * wanted)
+    assert sum(map(len, dealt.values())) == np.isin(data.y, owned).sum()
+    owners = np.bincount(np.concatenate(list(mine.values())), minlength=classes)
+    assert owners.max() - owners.min() <= 1  # no class has many more owners than another
+
+
+def test_extended_dirichlet_splits_a_class_evenly_or_not_by_alpha() -> None:
+    data = load_dataset("synthetic", samples=4000, classes=2)
+
+    def spread_of(alpha: float) -> float:
+        dealt = deal(data, parts(20), scheme="shards", alpha=alpha, seed=3)
+        sizes = np.array([len(rows) for rows in dealt.values()])
+        return float(sizes.std() / sizes.mean())
+
+    assert spread_of(1000.0) < 0.15 < 0.25 < spread_of(10.0) < 0.5 < 0.7 < spread_of(0.5)
+
+
 def test_a_part_gets_the_case_mix_it_names() -> None:
     data = load_dataset("synthetic", samples=300, classes=3)
     wanted = [Part("a", samples=50, mix=(3, 1, 1)), *parts(3)]
