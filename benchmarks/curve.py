@@ -14,7 +14,7 @@ from typing import Any
 from aats.compose import build_world, compose, measure_on
 from aats.config.load import build
 from aats.ids import Version
-from aats.node.events import TaskFinished
+from aats.node.events import CustodyRow, TaskFinished
 from aats.packet import Header
 from aats.payload import Payload
 
@@ -75,13 +75,9 @@ def travel(tables: Mapping[str, Any], name: str) -> Curve:
             flops += getattr(what.result, "flops", 0.0)
             visits += hasattr(what.result, "steps") and what.result.steps > 0
             return
-        row = getattr(what, "row", None)
-        header = getattr(row, "header", None)
-        if (
-            not isinstance(header, Header)
-            or getattr(header, "branch", "")
-            or header.version in seen
-        ):
+        row: CustodyRow | None = getattr(what, "row", None)
+        header = row.header if row else None
+        if row is None or header is None or header.branch or header.version in seen:
             return
         payload = node.store.payloads.get(row.key)
         if payload is None or payload.manifest != header.manifest:
