@@ -30,6 +30,8 @@ MAX_NAME = 256
 MODEL = "model."
 REFERENCE = "ref."
 STATE = "state."
+MERGE_STATE = f"{STATE}merge."
+"""State of a merge rule: stays with the trunk when its children set out."""
 
 ITEM_SIZE = {
     "f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1,

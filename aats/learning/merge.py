@@ -23,14 +23,15 @@ import numpy.typing as npt
 from aats import plugins
 from aats.errors import ModelError, UnknownPluginError
 from aats.ids import NodeId
+from aats.learning.factors import is_factor, side_by_side
 from aats.learning.measures.options import NONE, Measures
 from aats.learning.method import configure
 from aats.learning.weights import Allocate, Tensor, check_finite, kept, tensor_of, write
 from aats.packet import Plugin
-from aats.payload import MODEL, STATE, Array, Manifest, Payload
+from aats.payload import MERGE_STATE, MODEL, STATE, Array, Manifest, Payload
 
 GROUP = "aats.merges"
-CARRIED = f"{STATE}merge."
+CARRIED = MERGE_STATE
 """State under this name is a rule's; all other is the method's."""
 WEIGHTINGS = "samples", "equal"
 
@@ -74,7 +75,8 @@ class MergeRule(Protocol):
         Args:
             trunk: As it forked.
             parts: At least one, finite, in the order of their errands. Their tensors have the
-                trunk's names and shapes, unless the rule has `grows`.
+                trunk's names and shapes. If the rule has `grows`, they may have adapters
+                besides that the trunk has not.
 
         Raises:
             ModelError: If these parts cannot be merged by this rule.
@@ -233,12 +235,14 @@ def _fault(trunk: Trunk, part: Part, grows: bool) -> str:
     for name, array in part.model.items():
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             return f"{who}: tensor {name!r} has NaN or infinite values"
-    if grows:
-        return ""
     for name in dict.fromkeys([*trunk.model, *part.model]):
         mine, theirs = trunk.model.get(name), part.model.get(name)
+        if grows and mine is None and is_factor(name):
+            continue
         if mine is None or theirs is None:
             return f"{who}: tensor {name!r} is {'new' if mine is None else 'missing'}"
+        if is_factor(name) and not np.array_equal(mine, theirs):
+            return f"{who}: the factor {name!r} was changed; factors have no mean of their own"
         if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
             return (
                 f"{who}: tensor {name!r} is {theirs.dtype}{list(theirs.shape)}, "
@@ -291,10 +295,13 @@ def check_weighting(weighting: str) -> None:
 class Mean:
     """The weighted mean of the parts: FedAvg's rule (McMahan et al. 2017).
 
+    Adapters that the parts added stay side by side: see `aats.learning.factors`.
+
     Raises:
         ValueError: On an unknown weighting.
     """
 
+    grows = True
     weighting: str = "samples"
     """"samples": by the rows each drew since the fork; "equal": all alike."""
 
@@ -308,4 +315,6 @@ class Mean:
             name: mean_of(name, parts, weights).astype(array.dtype) if is_averaged(array) else array
             for name, array in trunk.model.items()
         }
+        share = [weight / sum(weights) for weight in weights]
+        model |= side_by_side(trunk.model, [part.model for part in parts], share)
         return Trunk(model, trunk.state)

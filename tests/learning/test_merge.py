@@ -12,7 +12,9 @@ from hypothesis.extra import numpy as hnp
 
 from aats.errors import ModelError, ScenarioError, UnknownPluginError
 from aats.ids import NodeId
+from aats.learning import factors
 from aats.learning.fedopt import FIRST, SECOND, Adagrad, Adam, AvgM, Yogi
+from aats.learning.lora import CHAIN, owner_of
 from aats.learning.merge import Child, Mean, MergeRule, Part, Trunk, merge, merge_rule
 from aats.packet import Plugin
 from aats.payload import MODEL, STATE, Array, Payload, pack
@@ -252,14 +254,71 @@ def test_a_rules_moments_travel_and_the_methods_state_with_them() -> None:
     assert state[f"{FIRST}w"].tolist() == [-1]
 
 
+def test_both_ends_call_adapters_the_same() -> None:
+    assert CHAIN == factors.CHAIN
+
+
+DRAWS = [np.random.default_rng(seed) for seed in range(3)]
+FACTORS = [(rng.standard_normal((2, 3)), rng.standard_normal((4, 2))) for rng in DRAWS]
+"""a [2, 3] and b [4, 2] of three adapters."""
+
+
+def adapter(name: str, a: Array, b: Array) -> dict[str, Array]:
+    return {f"chain.{name}.w.a": a, f"chain.{name}.w.b": b}
+
+
+def product(model: Mapping[str, Array]) -> Array:
+    """Return what all adapters do to the weight."""
+    pairs = [(model[n[:-1] + "b"], a) for n, a in model.items() if n.endswith(".a")]
+    total: Array = np.sum([b.astype(float) @ a.astype(float) for b, a in pairs], axis=0)
+    return total
+
+
 def test_factors_averaged_one_by_one_are_not_the_mean_of_their_products() -> None:
-    """The trap of merging low-rank adapters factor by factor."""
-    rng = np.random.default_rng(0)
-    factors = [(rng.standard_normal((4, 2)), rng.standard_normal((2, 3))) for _ in range(2)]
-    both = Mean().merge(
-        trunk(a=factors[0][0] * 0, b=factors[0][1] * 0),
-        [part(a=a, b=b) for a, b in factors],
-    )
-    product = both.model["a"].astype(float) @ both.model["b"].astype(float)
-    wanted = np.mean([a @ b for a, b in factors], axis=0)
-    assert np.abs(product - wanted).max() > 0.1
+    """The trap: with two factors under plain names the mean is wrong."""
+    wanted = np.mean([b @ a for a, b in FACTORS], axis=0)
+    a, b = (np.mean([pair[i] for pair in FACTORS], axis=0) for i in (0, 1))
+    assert np.abs(b @ a - wanted).max() > 0.1
+
+
+def test_adapters_are_kept_side_by_side_and_their_sum_is_the_mean() -> None:
+    base = floats(1, 2)
+    parts = [part(n, base=base, **adapter(f"1@n{n}", *FACTORS[n - 1])) for n in (1, 2, 3)]
+    merged = Mean().merge(trunk(base=base), parts)
+    wanted = np.average([b @ a for a, b in FACTORS], axis=0, weights=[1, 2, 3])
+    assert np.allclose(product(merged.model), wanted, atol=1e-12)
+    assert {owner_of(n)[0].node for n in merged.model if n != "base"} == {"n1", "n2", "n3"}
+    assert merged.model["base"].tobytes() == base.tobytes()
+
+
+def test_a_contribution_that_two_copies_have_is_taken_once() -> None:
+    shared, own = adapter("1@n1", *FACTORS[0]), adapter("2@n2", *FACTORS[1])
+    merged = Mean().merge(trunk(), [part(**shared, **own), part(**shared)])
+    wanted = FACTORS[0][1] @ FACTORS[0][0] + FACTORS[1][1] @ FACTORS[1][0] / 2
+    assert len(merged.model) == 4
+    assert np.allclose(product(merged.model), wanted, atol=1e-12)
+
+
+def test_contributions_that_share_a_name_become_twins() -> None:
+    parts = [part(**adapter("1@n1", *pair)) for pair in FACTORS]
+    merged = Mean().merge(trunk(), parts)
+    names = sorted({str(owner_of(name)[0]) for name in merged.model})
+    assert names == ["1@n1", "1@n1+1", "1@n1+2"]
+    wanted = np.mean([b @ a for a, b in FACTORS], axis=0)
+    assert np.allclose(product(merged.model), wanted, atol=1e-12)
+
+
+def test_factors_that_were_trained_further_are_refused() -> None:
+    def adapted(a: Array) -> Payload:
+        factors = adapter("1@n1", a, FACTORS[0][1])
+        return pack({f"{MODEL}{name}": array for name, array in factors.items()})
+
+    start, changed = adapted(FACTORS[0][0]), adapted(FACTORS[1][0])
+    with pytest.raises(ModelError, match="factors have no mean of their own"):
+        merge(Mean(), None, start, [Child(changed, 1, ())], allocate)
+
+
+def test_a_rule_that_does_not_grow_refuses_adapters() -> None:
+    grown = child(floats(1), **{f"{MODEL}chain.1@n1.w.a": floats(1)})
+    with pytest.raises(ModelError, match=r"'chain\.1@n1\.w\.a' is new"):
+        merge(Adam(), None, payload(floats(0)), [grown], allocate)
