@@ -26,6 +26,7 @@ from aats.learning.merge import merge_rule
 from aats.learning.method import method_of, seed_of
 from aats.learning.partition import Part, Spread, spread
 from aats.learning.views import View, spread_views
+from aats.learning.weights import initial_payload
 from aats.node.core import NodeCore
 from aats.node.desk import CoreConfig
 from aats.node.spec import WorkSettings
@@ -87,7 +88,7 @@ def compose(scenario: Scenario) -> Plan:
 
 def _spread(scenario: Scenario, skill: str, config: SkillConfig) -> Spread:
     if config.views:
-        views = {
+        views: dict[str, View] = {
             view.node: View(name, view.transform, view.labels, view.missing)
             for name, view in config.views.items()
         }
@@ -184,8 +185,7 @@ def build_packets(
     packets = []
     for number, config in enumerate(scenario.packets):
         owner = identity(config.owner)
-        which = f"seed {config.seed}" if config.seed else str(number)
-        seed = seed_of("packet", f"{scenario.seed}/{which}")
+        seed = _packet_seed(scenario, number)
         # What is wrong with a packet is told now, not at its first stop.
         place = f"packets[{number}]"
         wanted: list[tuple[str, Plugin, Callable[[Plugin], object]]] = [
@@ -229,6 +229,19 @@ def build_packets(
 
 def _check_rendezvous(plugin: Plugin) -> None:
     merge_rule(merge_of(load_rendezvous(plugin)))
+
+
+def _packet_seed(scenario: Scenario, number: int) -> int:
+    own = scenario.packets[number].seed
+    which = f"seed {own}" if own else str(number)
+    return seed_of("packet", f"{scenario.seed}/{which}")
+
+
+def first_payload(scenario: Scenario, number: int) -> Payload:
+    """Return the model that a scenario's packet starts with, without its reference set."""
+    config = scenario.packets[number]
+    weights = Path(config.weights) if config.weights else None
+    return initial_payload(config.model, _packet_seed(scenario, number), weights=weights)
 
 
 def measure_on(

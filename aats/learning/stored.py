@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from aats.errors import ModelError
 from aats.learning.lora import BASE, NAME
@@ -43,6 +44,11 @@ def read_model(path: Path, architecture: Architecture) -> Payload:
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     return _packed({name: found[name] for name in model.module.state_dict()})
+
+
+def pack_module(module: nn.Module) -> Payload:
+    """Return a module's tensors as a payload's, names with the prefix `model.`."""
+    return _packed({name: tensor.detach() for name, tensor in module.state_dict().items()})
 
 
 def _packed(tensors: Mapping[str, torch.Tensor]) -> Payload:
