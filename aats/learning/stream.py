@@ -246,3 +246,20 @@ def frame_of(spoken: Spoken) -> Frame:
     """Return what came for a task as its script gets it."""
     arrays = Payload(spoken.manifest, memoryview(spoken.tensors)).arrays()
     return Frame(spoken.node, spoken.kind, arrays, spoken.numbers, spoken.wire_bytes)
+
+
+def spelled(text: str) -> Array:
+    """Return a short text as an array of a frame."""
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def read(array: Array) -> str:
+    """Return the text that `spelled` wrote.
+
+    Raises:
+        ModelError: If it is none.
+    """
+    try:
+        return array.astype(np.uint8).tobytes().decode()
+    except UnicodeDecodeError as error:
+        raise ModelError(f"a frame with a text that is none: {error}") from error
