@@ -77,9 +77,9 @@ def mean_momentum(states: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
             continue
         span = RANGE + name.removeprefix(PREFIX)
         values = [
-            restored(s[name], s[span]) if span in s else s[name].astype(np.float64) for s in held
+            restored(s[name], s[span]) if span in s else s[name].astype(np.float32) for s in held
         ]
-        mean = np.asarray(np.mean(values, axis=0), np.float32)
+        mean = np.mean(np.asarray(values, np.float64), axis=0).astype(np.float32)
         bits = 8 * held[0][name].dtype.itemsize
         if span in held[0]:
             out[name], out[span] = quantised(mean, bits)

@@ -133,6 +133,8 @@ def visit_script(
         else:
             carry = method.train(backend.subject(model), work)
         carry = carry or Carry()
+        if stack is not None:
+            stack.check()
         tensors = backend.tensors(model, payload)
         own: dict[str, Tensor] = {}
         try:

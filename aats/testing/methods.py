@@ -140,7 +140,10 @@ class Walk:
 
 
 def check_method(
-    method: Method, architecture: Architecture = MLP, data: NodeData | None = None
+    method: Method,
+    architecture: Architecture = MLP,
+    data: NodeData | None = None,
+    measures: Measures = NONE,
 ) -> None:
     """Check that a method keeps its side of the protocol, on two visits to small data.
 
@@ -148,6 +151,7 @@ def check_method(
         method: To be checked.
         architecture: Of the model it shall train.
         data: What to train on; its skills are wanted. By default three Gaussian clouds.
+        measures: Against forgetting, which the mandate asks for.
 
     Raises:
         AssertionError: Saying what is wrong: not deterministic, weights that are not finite,
@@ -156,7 +160,7 @@ def check_method(
     """
     data = data or NodeData.of(blobs())
     name = type(method).__name__
-    first, second = (_walk(method, architecture, data) for _ in range(2))
+    first, second = (_walk(method, architecture, data, measures) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert one.payload.manifest == other.payload.manifest, (
             f"{name}: not deterministic: one seed, two results"
@@ -207,10 +211,12 @@ def _header(architecture: Architecture, data: NodeData, seed: int) -> Header:
     return header_for(architecture, requirement=[Target(s, 0.9) for s in data.skills], seed=seed)
 
 
-def _walk(method: Method, architecture: Architecture, data: NodeData) -> list[Walk]:
+def _walk(
+    method: Method, architecture: Architecture, data: NodeData, measures: Measures
+) -> list[Walk]:
     walk = Walk(_header(architecture, data, 0), initial_payload(architecture, 0, _reference(data)))
     stages = []
     for node in (NODE, NodeId("data-2")):
-        walk.visit(method, data, node)
+        walk.visit(method, data, node, measures=measures)
         stages.append(replace(walk))
     return stages

@@ -138,19 +138,23 @@ class Stack:
         for measure in self._inward:
             measure.stepped(self._model)
 
-    def finish(self) -> dict[str, Array]:
-        """Change the model into what leaves; return the state, names with the prefix.
+    def check(self) -> None:
+        """Check, after the method trained, that every measure had its part in it.
 
         Raises:
             ModelError: If the method did not use what a measure acts through.
         """
-        state: dict[str, Array] = {}
-        for measure in self._inward:
+        for measure in self._measures:
             if missing := measure.needs - self._used:
                 raise ModelError(
                     f"counter-measure {measure.name!r} has no effect: the method does not use "
                     + ", ".join(sorted(_HOOK[part] for part in missing))
                 )
+
+    def finish(self) -> dict[str, Array]:
+        """Change the model into what leaves; return the state, names with the prefix."""
+        state: dict[str, Array] = {}
+        for measure in self._inward:
             found = measure.finish(self._model, self.stop)
             state |= {f"{STATE}{measure.name}.{name}": array for name, array in found.items()}
         return state
