@@ -337,7 +337,7 @@ def prepared(plugin: Plugin, architecture: Architecture, payload: Payload, seed:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """When a visit is undone. Any method's parameters may set these."""
+    """When a visit is undone, or a merge. Any method's parameters may set these."""
 
     rollback_drop: float = 0.3
     """Largest fall of the mean capped skill on trusted data; 1 switches this off. On skewed
@@ -351,6 +351,14 @@ class Guard:
     visits: int = 0
     """After so many visits the packet is verified, if it must be, and goes home; 0 for no bound.
     Read by `aats.routing.observe`."""
+
+    def of_child(self) -> Guard:
+        """Return what a fork's child is held to: it may forget what its siblings know.
+
+        Where each node knows a few classes, a child that learned them is far worse on the trusted
+        set, and the mean of all children far better. So the merge is judged.
+        """
+        return dataclasses.replace(self, rollback_drop=1.0, rollback_loss=math.inf)
 
 
 def method_of(plugin: Plugin) -> tuple[Method, Guard, Measures]:

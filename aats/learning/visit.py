@@ -144,7 +144,8 @@ def visit_script(
                 tensors = backend.tensors(model, payload)
                 check_finite({**tensors, **own})
             after = judge.judge(model)
-            note = guard_against(guard, before, after)
+            held_to = guard.of_child() if header.branch else guard
+            note = guard_against(held_to, before, after)
         except ModelError as error:
             after, note = LOST, str(error)
         passed = BACKWARD * work.samples + 2 * judge.rows
