@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy as np
+import numpy.typing as npt
 
 from aats.advert import DataAdvert
 from aats.packet import Plugin
@@ -28,6 +29,10 @@ SNAKE_SHARE = 3.0
 """Gradients and two moments of the slice that trains, in slices."""
 SPLIT_SHARE = 0.25
 """Part of a model that its client keeps when it is cut early."""
+
+
+Shares = npt.NDArray[np.float64]
+"""[nodes, classes], each row sums to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +185,10 @@ def _advice(method: str, rendezvous: Plugin | None, *reasons: str, **params: obj
     return Advice(Plugin(method, dict(params)), rendezvous, reasons)
 
 
-def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _kl(p: Shares, q: Shares) -> Shares:
     safe = np.where(p > 0, p, 1.0)
-    return (np.where(p > 0, p, 0.0) * np.log2(safe / np.where(q > 0, q, 1.0))).sum(1)
+    found: Shares = (p * np.log2(safe / np.where(q > 0, q, 1.0))).sum(1)
+    return found
 
 
 def _mb(size: float) -> str:
