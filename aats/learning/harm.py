@@ -7,13 +7,17 @@ share no row agree on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from aats.learning.backend import LogProbabilities
 from aats.learning.evaluate import check_labels
 from aats.roles.data import Batch
+
+if TYPE_CHECKING:
+    from aats.learning.lora import LoraModel
 
 
 def accuracy_of_halves(
@@ -41,17 +45,40 @@ def accuracy_of_halves(
     return tuple(np.mean(found, axis=0).tolist()) if found else ()
 
 
-def harms(
-    every: Mapping[str, LogProbabilities],
-    without: Mapping[str, LogProbabilities],
-    sets: Mapping[str, Batch],
-) -> float:
+def harm(every: Sequence[float], without: Sequence[float]) -> float:
     """Return the harm of a contribution: the smaller of what two disjoint samples say.
 
     Args:
-        every: Prediction of the model with all contributions, by skill.
-        without: Prediction of the model without the one.
-        sets: Rows and labels.
+        every: Accuracy on each sample of the model with all contributions.
+        without: Of the model without the one.
     """
-    pairs = zip(accuracy_of_halves(without, sets), accuracy_of_halves(every, sets), strict=True)
-    return min((a - b for a, b in pairs), default=0.0)
+    return min((a - b for a, b in zip(without, every, strict=True)), default=0.0)
+
+
+def remove_harmful(
+    model: LoraModel, predict: Callable[[], Mapping[str, LogProbabilities]],
+    sets: Mapping[str, Batch], limit: float,
+) -> dict[str, float]:  # fmt: skip
+    """Take the most harmful contribution out of a chain, again and again while one is.
+
+    Args:
+        model: Changed in place.
+        predict: Returns its prediction for the rows of `sets`.
+        sets: Rows and labels by skill.
+        limit: Harm that is borne.
+
+    Returns:
+        By contribution taken out, its harm at that time.
+    """
+    gone: dict[str, float] = {}
+    while model.contributions:
+        every, found = accuracy_of_halves(predict(), sets), {}
+        for contribution in model.contributions:
+            with model.without(contribution):
+                found[contribution] = harm(every, accuracy_of_halves(predict(), sets))
+        worst = max(model.contributions, key=found.__getitem__)
+        if found[worst] <= limit:
+            break
+        gone[str(worst)] = found[worst]
+        model.remove(worst)
+    return gone

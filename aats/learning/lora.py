@@ -15,7 +15,8 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, cast
@@ -124,6 +125,7 @@ class LoraModel(nn.Module):
         self.chain = nn.ModuleDict()
         self._shapes = {name: tuple(base.get_parameter(name).shape) for name in targets}
         self._takes_skill = "skill" in inspect.signature(base.forward).parameters
+        self._left_out: Contribution | None = None
 
     def forward(self, x: Tensor, skill: str = "") -> Tensor:
         """Return the base's output with the weights that base and chain add up to."""
@@ -158,7 +160,9 @@ class LoraModel(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """Return each target's weight with all contributions added, oldest first."""
-        links = [(self.scale(c), self._pairs(c)) for c in self.contributions]
+        links = [(self.scale(c), self._pairs(c)) for c in self.contributions if c != self._left_out]
+        if not links:
+            return {name: self.base.get_parameter(name) for name in self._shapes}
         out = {}
         for name, shape in self._shapes.items():
             weight = self.base.get_parameter(name)
@@ -194,6 +198,16 @@ class LoraModel(nn.Module):
                 drawn = rng.standard_normal(tuple(pair.a.shape), np.float32)
                 pair.a.copy_(torch.from_numpy(drawn) / math.sqrt(pair.a.shape[1]))
         return added
+
+    @contextmanager
+    def without(self, contribution: Contribution) -> Iterator[None]:
+        """Return a scope in which one contribution does not count; see `part` for what raises."""
+        self.part(contribution)
+        self._left_out = contribution
+        try:
+            yield
+        finally:
+            self._left_out = None
 
     def remove(self, contribution: Contribution) -> None:
         """Take a contribution out of the sum; see `part` for what it raises."""

@@ -348,6 +348,9 @@ class Guard:
     reject_harm: float = math.inf
     """Largest harm of what the visit added: accuracy without it less accuracy with it, above this
     on both of two disjoint halves of the reference set. Infinity switches this off."""
+    drop_harm: float = math.inf
+    """An MPVU takes contributions out of a chain (`lora`) that harm more than this on both halves
+    of its test set, before it measures the rest. Infinity switches this off."""
     visits: int = 0
     """After so many visits the packet is verified, if it must be, and goes home; 0 for no bound.
     Read by `aats.routing.observe`."""

@@ -19,7 +19,7 @@ from aats.errors import ModelError
 from aats.ids import NodeId, Version
 from aats.learning.backend import Backend, LogProbabilities, backend_of
 from aats.learning.evaluate import cross_entropy, measure
-from aats.learning.harm import accuracy_of_halves
+from aats.learning.harm import accuracy_of_halves, harm
 from aats.learning.measures.options import NONE, Measures
 from aats.learning.method import (
     Carry,
@@ -352,9 +352,9 @@ def guard_against(guard: Guard, before: Judgement, after: Judgement) -> str:
             f"trusted skill {before.skill:.3f} -> {after.skill:.3f}, "
             f"allowed is a fall of {guard.rollback_drop:g}"
         )
-    harm = min((b - a for b, a in zip(before.halves, after.halves, strict=True)), default=0.0)
-    if harm > guard.reject_harm:
-        return f"harm {harm:.3f} on each of two samples, allowed is {guard.reject_harm:g}"
+    done = harm(every=after.halves, without=before.halves)
+    if done > guard.reject_harm:
+        return f"harm {done:.3f} on each of two samples, allowed is {guard.reject_harm:g}"
     return ""
 
 

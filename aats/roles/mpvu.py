@@ -8,8 +8,9 @@ with what all the others say about like rows is left out (an outlier site). Samp
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import blake3
 import numpy as np
@@ -17,12 +18,14 @@ import numpy.typing as npt
 
 from aats.errors import ModelError
 from aats.ids import NodeId
-from aats.learning.backend import backend_of
+from aats.learning.backend import LogProbabilities, backend_of
 from aats.learning.evaluate import measure, wilson
-from aats.learning.method import seed_of
+from aats.learning.harm import remove_harmful
+from aats.learning.method import method_of, seed_of
+from aats.learning.weights import Allocate, kept, write
 from aats.node.tasks import VerifyResult, VerifyTask
 from aats.packet import EstimateSource, SkillEstimate
-from aats.payload import MODEL, Payload
+from aats.payload import MODEL, STATE, Payload
 from aats.roles.data import Batch, Features, Labels, NodeData, SkillData
 from aats.roles.views import joined
 
@@ -239,10 +242,29 @@ def _agreement(
     return float((voted == y[mine]).mean()), len(mine), chance
 
 
-def verify(task: VerifyTask, payload: Payload, test_set: TestSet, *, node: NodeId) -> VerifyResult:
+def _in_memory(total: int) -> memoryview:
+    return memoryview(bytearray(total))
+
+
+def verify(
+    task: VerifyTask,
+    payload: Payload,
+    test_set: TestSet,
+    *,
+    node: NodeId,
+    allocate: Allocate = _in_memory,
+) -> VerifyResult:
     """Measure the packet's model on the test set: one unsigned estimate for each target skill.
 
-    A target whose skill the test set does not have gets no estimate.
+    A target whose skill the test set does not have gets no estimate. Contributions of a chain
+    that harm are taken out before, if the mandate wants that (`Guard.drop_harm`).
+
+    Args:
+        task: What to measure.
+        payload: The packet's tensors.
+        test_set: What to measure on.
+        node: Who measures.
+        allocate: Makes the arena of the payload that leaves; called only if the model changed.
 
     Raises:
         ModelError: If the model cannot be used, or the test set has none of the skills wanted.
@@ -257,10 +279,18 @@ def verify(task: VerifyTask, payload: Payload, test_set: TestSet, *, node: NodeI
     version = payload.manifest.version(MODEL)
     with backend.scope(seed_of("verify", version)):
         model = backend.load(mandate.architecture, payload)
-        predicted = {
-            s: backend.log_probabilities(model, test_set.sets[s][0], s)
-            for s in dict.fromkeys(t.skill for t in targets)
-        }
+        skills = tuple(dict.fromkeys(t.skill for t in targets))
+
+        def predict() -> dict[str, LogProbabilities]:
+            return {s: backend.log_probabilities(model, test_set.sets[s][0], s) for s in skills}
+
+        harms = _remove_harmful(task, backend.subject(model), predict, test_set)
+        manifest = None
+        if harms:
+            tensors = backend.tensors(model, payload)
+            manifest = write(payload, tensors, kept(payload, STATE), allocate)
+            version = manifest.version(MODEL)
+        predicted = predict()
     estimates = []
     for target in targets:
         known = test_set.sets[target.skill][1] < predicted[target.skill].shape[1]
@@ -272,4 +302,18 @@ def verify(task: VerifyTask, payload: Payload, test_set: TestSet, *, node: NodeI
             SkillEstimate(target.skill, target.metric, m.value, m.low, m.high, m.n, node,
                           EstimateSource.MPVU, version)
         )  # fmt: skip
-    return VerifyResult(tuple(estimates), test_set.version)
+    return VerifyResult(tuple(estimates), test_set.version, manifest, harms)
+
+
+def _remove_harmful(
+    task: VerifyTask,
+    model: Any,
+    predict: Callable[[], Mapping[str, LogProbabilities]],
+    test_set: TestSet,
+) -> dict[str, float]:
+    """Take out what harms, if the model is a chain and the mandate wants it."""
+    method = task.header.mandate.method
+    if "drop_harm" not in method.params or not hasattr(model, "contributions"):
+        return {}
+    limit = method_of(method)[1].drop_harm
+    return remove_harmful(model, predict, test_set.sets, limit)

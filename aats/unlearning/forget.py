@@ -16,7 +16,7 @@ import asyncio
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Order:
     at: NodeId = NodeId("")
     """The node that repairs all later contributions; "": each one's own does."""
     steps: int = STEPS
-    """Steps of repair for each later contribution."""
+    """Steps of repair, shared out evenly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +198,7 @@ def _chain_job(past: Past, order: Order) -> _Job:
     params: dict[str, Any] = dict(past.config.method.params)
     if order.level is Level.REPAIR:
         stops = _repair_at(past, order, stops, {c.node for c in gone})
-        per_stop = order.steps * len(later) if order.at else order.steps
-        params |= {"repair": [*map(str, later)], "steps": per_stop}
+        params |= {"repair": [*map(str, later)], "steps": ceil(order.steps / len(stops))}
     else:
         params |= {"since": past.head.hop + 1}
     params |= {"visits": len(stops)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 STEPS = 50
-"""Steps of repair for each later contribution (algorithms: recovers to 1-2 points)."""
+"""Steps of repair, all later contributions together; measured by `benchmarks/lora_removal.py`."""
 
 
 class Level(StrEnum):
