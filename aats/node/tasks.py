@@ -176,6 +176,10 @@ Told = Spoken | Lost
 class Spending:
     """What a task cost, as the shell measured (live) or computed (simulated) it."""
 
+    manifest: Manifest | None = None
+    """Of the payload as it leaves, if contributions were taken out before it was measured."""
+    harms: dict[str, float] = field(default_factory=dict)
+    """By contribution, what was taken out and how much it harmed."""
     seconds: float = 0.0
     joules: float = 0.0
 

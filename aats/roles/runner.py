@@ -82,8 +82,16 @@ def run_task(task: Task, context: TaskContext) -> Result:
             return ProbeResult(_probe(task, context))
         case BatchTask():
             return ProbeResult(_batch(task.ask, context))
+        case MergeTask():
+            return rejoin(
+                task, _payload(context), context.others,
+                node=context.node, allocate=context.allocate,
+            )  # fmt: skip
         case VerifyTask():
-            return verify(task, _payload(context), context.test_set, node=context.node)
+            return verify(
+                task, _payload(context), context.test_set,
+                node=context.node, allocate=context.allocate,
+            )  # fmt: skip
         case ContributeTask():
             return ContributeResult(_contribute(task, context))
         case AdoptTask():
