@@ -20,7 +20,7 @@ from functools import lru_cache
 from math import isfinite
 from typing import Any, NewType, Union, get_args, get_origin, get_type_hints
 
-from aats.ids import NODE_ID, NodeId, PacketId, Version
+from aats.ids import BRANCH, NODE_ID, NodeId, PacketId, Version
 
 MAX_DEPTH = 8
 """Nesting of free parameters (`Plugin.params`, `Architecture.config`)."""
@@ -34,6 +34,8 @@ _DESTINATION = re.compile(r"(final)?(dest(ination)?|dst|target(node|host)|next(h
 """Keys, without '_', '-' and case, that no free dictionary may have: an AI packet has no
 destination, and none may be smuggled into its parameters."""
 
+MAX_BRANCH = 41
+"""Bytes of a child's branch behind the 16 of its packet's id."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 Convert = Callable[[Any], Any]
@@ -127,21 +129,32 @@ def _pack_hex(value: Any, sizes: tuple[int, ...], what: str) -> bytes:
     return raw
 
 
-def _raw(value: Any, sizes: tuple[int, ...], what: str) -> bytes:
+def _raw(value: Any, sizes: Sequence[int], what: str) -> bytes:
     if type(value) is not bytes or len(value) not in sizes:
         raise Fault(f"{_show(value)} is no {what}")
     return value
 
 
 def _pack_packet_id(value: Any) -> bytes:
-    if type(value) is not str or not _UUID.fullmatch(value):
-        raise Fault(f"{_show(value)} is no packet id (a UUID in canonical form)")
-    return bytes.fromhex(value.replace("-", ""))
+    uuid = value[:36] if type(value) is str else ""
+    if not _UUID.fullmatch(uuid) or not _is_branch(value[36:]):
+        raise Fault(f"{_show(value)} is no packet id (a UUID in canonical form, and its branch)")
+    branch: str = value[36:]
+    return bytes.fromhex(uuid.replace("-", "")) + branch.encode()
 
 
 def _unpack_packet_id(value: Any) -> str:
-    digits = _raw(value, (16,), "packet id").hex()
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    raw = _raw(value, range(16, 16 + MAX_BRANCH + 1), "packet id")
+    branch = raw[16:].decode("ascii", "replace")
+    if not _is_branch(branch):
+        raise Fault(f"{_show(branch)} is no branch of a packet")
+    digits = raw[:16].hex()
+    uuid = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    return uuid + branch
+
+
+def _is_branch(text: str) -> bool:
+    return not text or bool(BRANCH.fullmatch(text))
 
 
 def _enum(kind: type[Enum]) -> Codec:

@@ -297,7 +297,7 @@ def build_world(
         compute = core.compute
         return NodeParts(
             name,
-            lambda: NodeCore(core, identities[name], load_policy, load_agent),
+            lambda: NodeCore(core, identities[name], load_policy, load_agent, load_rendezvous),
             worker_factory(context),
             Pace(compute.samples_per_s or 1.0, compute.joules_per_sample),
         )

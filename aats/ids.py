@@ -14,12 +14,14 @@ NodeId = NewType("NodeId", str)
 """A node's name, bound to its Ed25519 key: 1-64 of letters, digits, '.', '_', '-'."""
 
 PacketId = NewType("PacketId", str)
-"""UUIDv7 in canonical text form."""
+"""UUIDv7 in canonical text form; of a child of a fork, with its branch behind it."""
 
 Version = NewType("Version", str)
 """Content hash (BLAKE3, 64 hex digits) of a model's tensors."""
 
 NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+BRANCH = re.compile(r"~([0-9]{1,16})-([0-9]{1,16})-([0-9]{1,6})")
+"""A child's branch: hop and epoch of the fork, and its number there."""
 
 
 def node_id(text: str) -> NodeId:
@@ -42,6 +44,16 @@ def new_packet_id(created_ms: int, rng: random.Random) -> PacketId:
     value |= 0x7 << 76 | rng.getrandbits(12) << 64
     value |= 0b10 << 62 | rng.getrandbits(62)
     return PacketId(str(uuid.UUID(int=value)))
+
+
+def branch_name(hop: int, epoch: int, number: int) -> str:
+    """Return the branch of one child of a fork: no two forks of a packet give the same one."""
+    return f"~{hop}-{epoch}-{number}"
+
+
+def trunk_of(packet: PacketId) -> PacketId:
+    """Return the id that a packet and all its children have in common."""
+    return PacketId(packet.partition("~")[0])
 
 
 @dataclass(frozen=True, slots=True, order=True)

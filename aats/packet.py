@@ -12,8 +12,8 @@ from enum import StrEnum
 from math import inf
 from typing import Any
 
-from aats.ids import CustodyKey, NodeId, PacketId, Version
-from aats.lineage import Record
+from aats.ids import BRANCH, CustodyKey, NodeId, PacketId, Version
+from aats.lineage import Record, RecordKind
 from aats.payload import Manifest
 
 TRAIL_LENGTH = 64
@@ -237,6 +237,18 @@ class Header:
     trail: tuple[NodeId, ...] = ()
     """The nodes that had custody of it, each once, the latest last: they have a say in which of
     its copies lives."""
+    branch: str = ""
+    """Which child of a fork it is (`aats.ids.branch_name`); "" for the trunk."""
+    errand: Errand | None = None
+    """What a child has left to do; None for the trunk."""
+    rendezvous: NodeId = NodeId("")
+    """Where a child goes back to, to be merged; "" for the trunk."""
+    awaited: tuple[PacketId, ...] = ()
+    """The children the trunk waits for; while there are any it stays where it is."""
+    merge_by: float = 0.0
+    """When it merges those that are back, in seconds of the deadline's clock."""
+    quorum: float = 0.0
+    """Share of the children without which it does not."""
     holder: NodeId = NodeId("")
     """Who signed this state."""
     signature: bytes = b""
@@ -248,13 +260,24 @@ class Header:
 
     @property
     def id(self) -> PacketId:
-        """The packet's id."""
-        return self.mandate.id
+        """The packet's id; a child has one of its own."""
+        return PacketId(self.mandate.id + self.branch)
 
     @property
     def key(self) -> CustodyKey:
         """The key of custody for this copy."""
-        return CustodyKey(self.mandate.id, self.hop, self.epoch)
+        return CustodyKey(self.id, self.hop, self.epoch)
+
+    @property
+    def home(self) -> NodeId:
+        """Where it returns to: a child to its rendezvous, the trunk to its owner."""
+        return self.rendezvous or self.mandate.owner.node
+
+    @property
+    def fork_epoch(self) -> int:
+        """The trunk's epoch when this child set out: with that trunk it lives and dies."""
+        found = BRANCH.fullmatch(self.branch)
+        return int(found[2]) if found else self.epoch
 
     @property
     def hops_left(self) -> float:
@@ -297,6 +320,40 @@ class Header:
         fresh = {(s.skill, s.metric, s.source) for s in new}
         kept = tuple(s for s in self.skills if (s.skill, s.metric, s.source) not in fresh)
         return replace(self, skills=kept + new)
+
+    @property
+    def forked(self) -> Record | None:
+        """The record of the last fork, None before the first."""
+        forks = (r for r in reversed(self.chain) if r.kind is RecordKind.FORK)
+        return next(forks, None)
+
+    def joined_chain(self, *others: Header | None) -> tuple[Record, ...]:
+        """Return the packet's history and that of others of its family, each record once."""
+        every = (record for header in (self, *others) if header for record in header.chain)
+        return tuple({record.id: record for record in every}.values())
+
+    def follows(self, record: str) -> bool:
+        """Return whether the last record of the chain is, or comes after, the one of this id."""
+        known = {r.id: r for r in self.chain}
+        found, left = set[str](), [self.lineage]
+        while left:
+            name = left.pop()
+            if name == record:
+                return True
+            if name in known and name not in found:
+                found.add(name)
+                left += known[name].parents
+        return False
+
+    def on_own_hop(self) -> Header:
+        """Return the header on a hop on which nothing has taken effect yet.
+
+        A hop in place rises without a link and costs none, so that what is done next at the same
+        node is an effect of its own.
+        """
+        used = any(r.hop == self.hop and r.kind is not RecordKind.INIT for r in self.chain)
+        used = used or any(entry.hop == self.hop for entry in self.journal)
+        return replace(self, hop=self.hop + 1) if used else self
 
     def moved_by(self, node: NodeId) -> Header:
         """Return the header one hop on, `node` having had custody of it."""

@@ -219,11 +219,26 @@ class NodeStore:
 
     # --- writing ------------------------------------------------------------------------------
 
-    def save(self, row: CustodyRow, records: Iterable[Record] = (), *, outcome: int = 0) -> None:
+    def save(
+        self,
+        row: CustodyRow,
+        records: Iterable[Record] = (),
+        *,
+        outcome: int = 0,
+        children: Iterable[CustodyRow] = (),
+        dropped: Iterable[CustodyKey] = (),
+    ) -> None:
         """Write a row, and ledger records with it, in one durable transaction.
 
         The first row of a received packet takes its complete part as its payload; `outcome`
         names the task whose file becomes the payload instead of the one there.
+
+        Args:
+            row: To be written.
+            records: Written with it; one that is there already is left as it is.
+            outcome: Number of the task; 0 for none.
+            children: First rows of children, which share the file of `row`.
+            dropped: Rows that go, as by `drop`.
 
         Raises:
             LocalError: If there is no payload for the row, or the outcome does not fit it.
@@ -234,28 +249,28 @@ class NodeStore:
         if self.level == "host":
             self._flush(held)
         self._checkpoint("named")
+        born = [(c, _Held(held.arena, c.header.manifest, held.is_flushed)) for c in children]
+        gone = tuple(dropped)
         with self._guard:
-            self._commit(row, held, records)
+            self._commit([(row, held), *born], records, gone)
             self._checkpoint("committed")
-            self._rows[row.key], self._held[row.key] = row, held
+            for one, its in ((row, held), *born):
+                self._rows[one.key], self._held[one.key] = one, its
             self._forget_part(row.key)
-            if old is not None and old.arena is not None and old.arena is not held.arena:
-                self._pool.give(old.arena)
+            self._release(old)
+            for key in gone:
+                self._rows.pop(key, None)
+                self._release(self._held.pop(key, None))
             self._checkpoint("cleaned")
 
     def drop(self, key: CustodyKey) -> None:
         """Delete a row and its payload, and remember the key as seen. Unknown keys, too."""
         with self._guard, self._transaction():
-            self._db.execute(
-                "DELETE FROM custody WHERE packet = ? AND hop = ? AND epoch = ?", _columns(key)
-            )
-            self._remember(key)
+            self._delete(key)
         self._checkpoint("dropped")
         with self._guard:
             self._rows.pop(key, None)
-            held = self._held.pop(key, None)
-            if held is not None and held.arena is not None:
-                self._pool.give(held.arena)
+            self._release(self._held.pop(key, None))
 
     def save_state(self, name: str, value: bytes) -> None:
         """Write one named value."""
@@ -394,13 +409,34 @@ class NodeStore:
         arena.rename(self.spool / f"{key}.{token_hex(4)}.pkt")
         return arena
 
-    def _commit(self, row: CustodyRow, held: _Held, records: Iterable[Record]) -> None:
-        name = "" if held.arena is None else held.arena.path.name
+    def _release(self, held: _Held | None) -> None:
+        """Give a payload's file back, unless another row shares it."""
+        if held is None or held.arena is None:
+            return
+        if not any(other.arena is held.arena for other in self._held.values()):
+            self._pool.give(held.arena)
+
+    def _delete(self, key: CustodyKey) -> None:
+        self._db.execute(
+            "DELETE FROM custody WHERE packet = ? AND hop = ? AND epoch = ?", _columns(key)
+        )
+        self._remember(key)
+
+    def _commit(
+        self,
+        rows: Iterable[tuple[CustodyRow, _Held]],
+        records: Iterable[Record],
+        dropped: Iterable[CustodyKey],
+    ) -> None:
+        values = [
+            (*_columns(row.key), row.status, wire.encode_row(row),
+             "" if held.arena is None else held.arena.path.name)
+            for row, held in rows
+        ]  # fmt: skip
         with self._transaction():
-            self._db.execute(
-                "INSERT OR REPLACE INTO custody VALUES (?, ?, ?, ?, ?, ?)",
-                (*_columns(row.key), row.status, wire.encode_row(row), name),
-            )
+            for key in dropped:
+                self._delete(key)
+            self._db.executemany("INSERT OR REPLACE INTO custody VALUES (?, ?, ?, ?, ?, ?)", values)
             self._db.executemany(
                 "INSERT OR IGNORE INTO records (id, packet, record) VALUES (?, ?, ?)",
                 [(r.id, r.packet, wire.encode_record(r)) for r in records],
@@ -439,7 +475,8 @@ class NodeStore:
         if size == 0:
             return None
         if self.quota_bytes is not None:
-            used = sum(h.manifest.total for h in self._held.values())
+            held = {id(h.arena): h.manifest.total for h in self._held.values() if h.arena}
+            used = sum(held.values())
             used += sum(p.manifest.total for p in self._parts.values())
             if used + size > self.quota_bytes:
                 raise StoreFullError(
@@ -487,15 +524,17 @@ class NodeStore:
     def _load(self) -> None:
         rebooted = self._has_rebooted()
         lost, named = [], set()
+        opened: dict[str, _Held] = {}
         every = "SELECT packet, hop, epoch, row, file FROM custody"
         for packet, hop, epoch, blob, name in self._db.execute(every).fetchall():
             row = _row(blob)
             path = self.spool / name if name else None
-            held = _hold(path, row.header.manifest, rebooted) if row else None
+            held = _hold(path, row.header.manifest, rebooted, opened.get(name)) if row else None
             if row is None or held is None:
                 lost.append(CustodyKey(packet, hop, epoch))
                 continue
             named.add(name)
+            opened[name] = held
             self._rows[row.key], self._held[row.key] = row, held
         self._reconcile(named)
         self.lost = tuple(lost)
@@ -537,12 +576,21 @@ def _row(blob: bytes) -> CustodyRow | None:
     return row
 
 
-def _hold(path: Path | None, manifest: Manifest, verify: bool) -> _Held | None:
-    """Return a payload as it lies on the disk; None if it is missing, short or wrong."""
+def _hold(
+    path: Path | None, manifest: Manifest, verify: bool, shared: _Held | None
+) -> _Held | None:
+    """Return a payload as it lies on the disk; None if it is missing, short or wrong.
+
+    Args:
+        path: Its file; None if it is empty.
+        manifest: What it must have.
+        verify: Whether to check every digest.
+        shared: Another row's payload in the same file, if there is one.
+    """
     if path is None:
         return _Held(None, manifest)
     try:
-        held = _Held(Arena.open(path), manifest)
+        held = _Held(shared.arena if shared else Arena.open(path), manifest)
     except (FileNotFoundError, ValueError):
         return None
     if held.arena is None or held.arena.size < manifest.total:

@@ -27,10 +27,11 @@ from aats import messages as ms
 from aats.codec import COUNT, FINITE, MAX_TEXT, Codec, Fault, Rules, text
 from aats.errors import SignatureError, WireError
 from aats.identity import Identity, verify
+from aats.ids import BRANCH, trunk_of
 from aats.lineage import Record
 from aats.node import events as ev
 from aats.node import tasks as tk
-from aats.packet import Cost, Header, Mandate, SkillEstimate
+from aats.packet import Cost, Errand, Header, Mandate, SkillEstimate
 from aats.payload import ITEM_SIZE, MAX_RANK, Manifest, TensorSpec
 
 WIRE_VERSION = 1
@@ -57,9 +58,9 @@ TYPES: dict[int, type] = {
     44: ev.PacketReceived, 45: ev.TransferFailed, 46: ev.PacketSubmitted, 47: ev.TaskFinished,
     48: ev.TaskFailed, 49: ev.DataChanged, 50: ev.TaskSpoke,
     60: tk.VisitTask, 61: tk.ProbeTask, 62: tk.BatchTask, 63: tk.VerifyTask,
-    64: tk.ContributeTask, 65: tk.AdoptTask, 67: tk.FollowTask,
+    64: tk.ContributeTask, 65: tk.AdoptTask, 66: tk.MergeTask, 67: tk.FollowTask,
     70: tk.VisitResult, 71: tk.ProbeResult, 72: tk.VerifyResult, 73: tk.ContributeResult,
-    74: tk.AdoptResult, 76: tk.FollowResult,
+    74: tk.AdoptResult, 75: tk.MergeResult, 76: tk.FollowResult,
     80: tk.Spoken, 81: tk.Lost,
 }  # fmt: skip
 """Type codes of wire version 1: only ever added to."""
@@ -86,9 +87,11 @@ _RANGES: dict[tuple[type, str], tuple[float, float]] = {
         [(Cost, "hops"), (Cost, "seconds"), (Cost, "bytes"), (Cost, "joules")], (0.0, inf)
     ),
     (Mandate, "deadline"): (-FINITE, inf),
+    (Errand, "until"): (-FINITE, inf),
     **dict.fromkeys([(Mandate, "seed"), (Record, "seed"), (ms.ProbeAsk, "seed")], _SEED),
     **dict.fromkeys([(Record, "seconds"), (Record, "wire_bytes"), (Record, "joules")], _POSITIVE),
     (Header, "probe_bytes"): _POSITIVE,
+    (Header, "quorum"): _SHARE,
     (ad.LinkAdvert, "bandwidth_bps"): (1.0, FINITE),
     (ad.LinkAdvert, "latency_s"): _POSITIVE,
     (ad.LinkAdvert, "loss"): _SHARE,
@@ -201,6 +204,17 @@ def _check_header(header: Header) -> None:
     spent = header.spent
     if not all(map(isfinite, (spent.hops, spent.seconds, spent.bytes, spent.joules))):
         raise Fault("spent is not finite")
+    if header.branch and not BRANCH.fullmatch(header.branch):
+        raise Fault(f"{header.branch[:80]!r} is no branch of a packet")
+    if len({bool(header.branch), bool(header.rendezvous), header.errand is not None}) != 1:
+        raise Fault("branch, errand and rendezvous come together")
+    if header.awaited and header.branch:
+        raise Fault("a child awaits nobody")
+
+
+def _check_mandate(mandate: Mandate) -> None:
+    if trunk_of(mandate.id) != mandate.id:
+        raise Fault(f"{mandate.id} is the id of a child; a mandate has its packet's")
 
 
 def _check_offer(offer: ms.Offer) -> None:
@@ -215,6 +229,7 @@ _CHECKS: dict[type, Callable[[Any], None]] = {
     tk.Spoken: _check_spoken,
     ad.SignedAdvert: _check_signed_advert,
     Header: _check_header,
+    Mandate: _check_mandate,
     ms.Offer: _check_offer,
 }
 

@@ -21,15 +21,16 @@ from aats import messages as ms
 from aats import wire
 from aats.errors import SignatureError, WireError
 from aats.identity import Identity, verify
-from aats.ids import CustodyKey, NodeId, PacketId, Version
+from aats.ids import CustodyKey, NodeId, PacketId, Version, branch_name
 from aats.lineage import Record
 from aats.node import events as ev
 from aats.node import tasks as tk
-from aats.packet import Architecture, Cost, Header, Mandate, Plugin, VisitEntry
+from aats.packet import Architecture, Cost, Errand, Header, Mandate, Plugin, VisitEntry
 from aats.payload import Manifest, TensorSpec, pack
 from tests.wire_samples import (
     ADVERT,
     ASK,
+    CHILD,
     CLINIC,
     HEADER,
     KEY,
@@ -103,12 +104,14 @@ def packed(rows: list[list[int]]) -> tuple[Manifest, bytes]:
     return payload.manifest, bytes(payload.arena)
 
 
+NUMBERS = st.integers(0, 10**15)
+BRANCHES = st.builds(branch_name, NUMBERS, NUMBERS, st.integers(0, 10**6 - 1))
 SPECIAL: dict[Any, st.SearchStrategy[Any]] = {
     str: TEXT,
     bytes: st.binary(max_size=8),
     bool: st.booleans(),
     NodeId: st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,6}", fullmatch=True),
-    PacketId: st.uuids().map(str),
+    PacketId: st.tuples(st.uuids(), st.just("") | BRANCHES).map(lambda p: f"{p[0]}{p[1]}"),
     Version: st.binary(min_size=32, max_size=32).map(bytes.hex) | st.just(""),
     Any: JSON,
     Manifest: ARRAYS.map(lambda rows: packed(rows)[0]),
@@ -157,6 +160,12 @@ def whole(kind: type) -> st.SearchStrategy[Any]:
         parts[f.name] = strategy
     if kind is Header:
         parts["spent"] = st.just(Cost(1.0, 2.0, 3.0, 4.0))
+        trunk = {"branch": st.just(""), "errand": st.none(), "rendezvous": st.just("")}
+        child = {"branch": BRANCHES, "errand": whole(Errand), "rendezvous": SPECIAL[NodeId]}
+        child["awaited"] = st.just(())
+        return st.builds(kind, **(parts | trunk)) | st.builds(kind, **(parts | child))
+    if kind is Mandate:
+        parts["id"] = st.uuids().map(str)
     if kind is ms.Offer:
         return st.builds(ms.Offer, **parts).map(
             lambda o: replace(o, key=replace(o.key, packet=o.header.id))
@@ -179,6 +188,25 @@ def test_any_value_comes_back_and_has_one_encoding(kind: type) -> None:
         assert wire.encode(again) == data
 
     comes_back()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"branch": "~1-2"}, {"branch": "/../x"}, {"branch": "~1-2-3-4"}, {"rendezvous": ""},
+        {"errand": None}, {"branch": ""}, {"awaited": (HEADER.id,)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_child_has_branch_errand_and_rendezvous(change: dict[str, Any]) -> None:
+    wire.encode(CHILD)
+    with pytest.raises(WireError):
+        wire.encode(replace(CHILD, **change))
+
+
+def test_a_mandate_has_no_childs_id() -> None:
+    with pytest.raises(WireError, match="is the id of a child"):
+        wire.encode(replace(MANDATE, id=CHILD.id))
 
 
 @pytest.mark.parametrize(

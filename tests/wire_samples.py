@@ -11,7 +11,7 @@ import numpy as np
 from aats import advert as ad
 from aats import messages as ms
 from aats.identity import Identity
-from aats.ids import CustodyKey, NodeId, Version, new_packet_id
+from aats.ids import CustodyKey, NodeId, Version, branch_name, new_packet_id
 from aats.ledger.record import seal, sign_verdict
 from aats.lineage import Record, RecordKind
 from aats.node import events as ev
@@ -19,6 +19,7 @@ from aats.node import tasks as tk
 from aats.packet import (
     Architecture,
     Cost,
+    Errand,
     EstimateSource,
     Header,
     Mandate,
@@ -112,6 +113,14 @@ FRAME = ms.StreamFrame(
 SPOKEN = tk.Spoken(CLINIC.node, "activations", MANIFEST, TENSORS, {"loss": 0.5}, 512, 1.5)
 OFFER = ms.Offer(KEY, HEADER, (MPVU.node, NodeId("clinic-2")), NodeId("clinic-2"))
 RELAY = ms.Relay(OWNER.node, MPVU.node, "probe/1", 8, ASK)
+CHILD = sign_header(
+    replace(
+        HEADER, branch=branch_name(1, 1, 0), rendezvous=OWNER.node, chain=(),
+        errand=Errand((NodeId("clinic-2"),), 2, True, 1.7e9 + 60),
+    ),
+    CLINIC,
+)  # fmt: skip
+FORKED = replace(HEADER, awaited=(CHILD.id,), merge_by=1.7e9 + 60, quorum=0.5)
 VISIT_RESULT = tk.VisitResult(
     MANIFEST, (ESTIMATE,), "train", "fine", 0.125, 40, 320, 1.5, 0.5,
     {"oncology": [100.0, 220.0]}, {"visits": 2.0}, 1e9,
@@ -148,12 +157,14 @@ SAMPLE_OF = {
         ev.DataChanged(ADVERT.data, ADVERT.compute),
         ev.TaskSpoke(9, SPOKEN),
         tk.VisitTask(HEADER, CLINIC.node),
+        tk.MergeTask(FORKED, Plugin("mean"), (tk.MergePart(CHILD, 320, (CLINIC.node,)),)),
         tk.ProbeTask(ASK, REPLY, HEADER),
         tk.BatchTask(ASK),
         tk.VerifyTask(HEADER),
         tk.ContributeTask("verify", MPVU.node, 4),
         tk.AdoptTask(CLINIC.node, SAMPLES),
         VISIT_RESULT,
+        tk.MergeResult(MANIFEST, (ESTIMATE,), "one left out", 0.25, 1.5, 0.5, (1,)),
         tk.ProbeResult(REPLY),
         tk.VerifyResult((ESTIMATE,), "cd" * 32),
         tk.ContributeResult(SAMPLES),

@@ -98,6 +98,8 @@ class Arrival:
             return RefusalReason.TOO_LARGE, str(error)
         try:
             desk.policies(header.mandate.policy)
+            if header.mandate.rendezvous and not header.branch:
+                desk.rendezvous(header.mandate.rendezvous)
             desk.agents(header.mandate.kind.value)
         except LocalError as error:
             return RefusalReason.FAILED, str(error)
@@ -118,6 +120,8 @@ class Arrival:
             return f"more spent than {MAX_SPENT:g}"
         if len(offer.onward) > MAX_ONWARD or len(header.trail) > TRAIL_LENGTH:
             return f"a path of {len(offer.onward)}, a trail of {len(header.trail)} nodes"
+        if header.awaited:
+            return "a packet that waits for its children does not travel"
         lines = len(header.mandate.requirement), len(header.labels_used), len(header.trained)
         if (
             max(*lines, len(header.skills) // 4, len(header.probed), len(header.journal))
@@ -129,9 +133,16 @@ class Arrival:
     def _is_full(self, sender: NodeId, key: CustodyKey) -> str:
         """Return why there is no room for one more packet, "" if there is.
 
-        One neighbour that offers and never sends cannot take all the room there is.
+        One neighbour that offers and never sends cannot take all the room there is. Children
+        of a trunk that waits here take none: they must be able to come back to it.
         """
-        held = [c for c in self._held.copies.values() if c.status in (Status.HELD, Status.WORKED)]
+        awaited = {p for c in self._held.copies.values() for p in c.header.awaited}
+        if key.packet in awaited:
+            return ""
+        held = [
+            c for c in self._held.copies.values()
+            if c.status in (Status.HELD, Status.WORKED) and c.key.packet not in awaited
+        ]  # fmt: skip
         coming = [c for k, c in self._held.incoming.items() if k != key]
         room = self._desk.config.max_packets
         if len(held) + len(coming) >= room:
@@ -154,7 +165,7 @@ class Arrival:
             raise LedgerError(f"the chain is at hop {last.hop} epoch {last.epoch} already")
         if header.manifest.version(MODEL) != header.version:
             raise LedgerError("the manifest is not that of the version on offer")
-        if header.chain[0].packet != header.id:
+        if header.chain[0].packet != header.mandate.id:
             raise LedgerError("the chain is that of another packet")
         if header.chain[0].public_key != header.mandate.owner.public_key:
             raise LedgerError("the chain does not begin with the owner")
@@ -163,7 +174,7 @@ class Arrival:
                 key = self._desk.key_of(estimate.by) or nodes.get(estimate.by)
                 if key is None:
                     raise LedgerError(f"a verdict by {estimate.by}, of whom no key is known")
-                check_verdict(header.id, estimate, key)
+                check_verdict(header.mandate.id, estimate, key)
 
     def _accept(self, sender: NodeId, offer: Offer) -> None:
         manifest = offer.header.manifest

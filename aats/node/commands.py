@@ -77,13 +77,18 @@ class SaveCustody:
 
     For a first row of a received packet this is the custody point: the part file gets its
     final name, then the row is written. With `outcome` the task's result becomes the payload
-    that leaves (the arrived one stays until then).
+    that leaves (the arrived one stays until then). Children of a fork share the payload of
+    `row`, those that were merged go with their payloads: all of it happens, or nothing.
     """
 
     row: CustodyRow
     records: tuple[Record, ...] = ()
     outcome: int = 0
     """The task whose new tensors become this row's payload; 0: none."""
+    children: tuple[CustodyRow, ...] = ()
+    """First rows of children, with the payload of `row`, or some of its tensors."""
+    dropped: tuple[CustodyKey, ...] = ()
+    """Rows that are deleted, as by `DropCustody`."""
 
 
 @dataclass(frozen=True, slots=True)

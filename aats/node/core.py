@@ -52,6 +52,7 @@ from aats.node.requests import Requests
 from aats.packet import Plugin
 from aats.routing.agent import Agent
 from aats.routing.policy import RoutePolicy
+from aats.routing.rendezvous import Rendezvous, no_rendezvous
 
 SEQ_SLACK = 1000
 """Adverts between two durable notes of our sequence number; a restart skips that far."""
@@ -65,6 +66,7 @@ class NodeCore:
         identity: Its Ed25519 key.
         policies: Returns the routing policy a packet names.
         agents: Returns the agent for a packet's kind.
+        rendezvous: Returns the rendezvous a packet names; without it none is known.
     """
 
     def __init__(
@@ -73,8 +75,9 @@ class NodeCore:
         identity: Identity,
         policies: Callable[[Plugin], RoutePolicy],
         agents: Callable[[str], Agent],
+        rendezvous: Callable[[Plugin], Rendezvous] = no_rendezvous,
     ) -> None:
-        self._desk = Desk(config, identity, policies, agents)
+        self._desk = Desk(config, identity, policies, agents, rendezvous)
         self._journey = Journey(self._desk)
         self._requests = Requests(
             self._desk,
@@ -221,6 +224,8 @@ class NodeCore:
                 journey.spares.tell_owner(key)
             case ("lost", CustodyKey() as key):
                 journey.spares.origin_lost(key)
+            case ("gather", CustodyKey() as key):
+                journey.gathering.timed_out(key)
             case ("retry", CustodyKey() as key):
                 journey.decision.retry(key)
             case ("probe", CustodyKey() as key):

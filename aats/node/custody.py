@@ -7,6 +7,7 @@ node's store, and moves through it only along `TRANSITIONS`:
     WORKED  the work due here is done (or none was due): the packet is to be moved on
     SPARE   the next node has it durably; ours stays until that node has moved it on, too
     CACHED  nobody depends on it: kept for its tensors, so that a revisit sends less
+    RESTING a child of a fork that is back, waiting to be merged with its siblings
     ORIGIN  the owner's own first copy: kept until the packet is home
     HOME    the owner has it; the end of the journey
 
@@ -18,6 +19,12 @@ as a notice: every older copy is dropped on sight.
 A node that gives up on a neighbour to which bytes had been sent cannot know whether that
 neighbour stored them; it raises the epoch, too, before it offers the packet elsewhere. So an
 effect may be computed twice, but of two copies only one lineage survives.
+
+A packet that forks stays where it is, WORKED, and its children are copies of their own beside it,
+written in one transaction with it. They return to this node and rest, and the merge replaces all
+of them by the trunk's new row in one transaction, too. Whatever becomes of a child, the trunk
+waits no longer than its time; whatever becomes of the trunk, its children are dead with it: a
+trunk that was taken up from a spare, under a higher epoch, knows nothing of them and forks anew.
 
 Custodians tell the owner where its packet is. If the owner hears nothing for long, whatever
 chain of failures it was, it sends its origin out again under a higher epoch.
@@ -41,16 +48,18 @@ class Status(StrEnum):
     WORKED = "worked"
     SPARE = "spare"
     CACHED = "cached"
+    RESTING = "resting"
     ORIGIN = "origin"
     HOME = "home"
 
 
 TRANSITIONS: dict[Status, tuple[Status, ...]] = {
     Status.HELD: (Status.WORKED, Status.HOME),
-    Status.WORKED: (Status.WORKED, Status.SPARE, Status.HOME, Status.ORIGIN),
+    Status.WORKED: (Status.WORKED, Status.SPARE, Status.HOME, Status.ORIGIN, Status.RESTING),
     Status.SPARE: (Status.CACHED, Status.WORKED, Status.ORIGIN),
     Status.ORIGIN: (Status.WORKED,),
     Status.CACHED: (),
+    Status.RESTING: (),
     Status.HOME: (),
 }
 """Legal changes of status; dropping a copy is legal from any."""
@@ -65,6 +74,7 @@ class Doing(StrEnum):
     OFFERING = "offering"
     SENDING = "sending"
     WAITING = "waiting"
+    GATHERING = "gathering"
 
 
 @dataclass(slots=True)
@@ -101,6 +111,8 @@ class Copy:
     decision: Probing | None = None
     asked: int = 0
     """Unanswered questions to the custodian (status SPARE)."""
+    met: Header | None = None
+    """The sibling that the visit in hand is averaged with, with its chain."""
     outdated_by: int = 0
     """Highest epoch for which a neighbour has refused it."""
 

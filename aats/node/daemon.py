@@ -26,7 +26,7 @@ from aats.clock import Clock, SystemClock
 from aats.errors import LocalError, SignatureError, WireError
 from aats.identity import Identity
 from aats.ids import CustodyKey, NodeId
-from aats.installed import load_agent, load_policy
+from aats.installed import load_agent, load_policy, load_rendezvous
 from aats.messages import Accept, Message, Offer
 from aats.node import inbox
 from aats.node.commands import (
@@ -67,13 +67,25 @@ from aats.node.journal import Journal
 from aats.node.lanes import Lanes
 from aats.node.shard import FILE_NAME, save_data
 from aats.node.spec import IDENTITY_FILE, DaemonSpec
-from aats.node.tasks import FollowTask, Result, Task, VisitResult, VisitTask
+from aats.node.tasks import (
+    FollowTask,
+    MergeResult,
+    MergeTask,
+    Result,
+    Task,
+    VerifyResult,
+    VerifyTask,
+    VisitResult,
+    VisitTask,
+    others_of,
+)
 from aats.node.worker import Job, given_directory
 from aats.packet import Header, Plugin
 from aats.payload import MODEL, Payload
 from aats.roles.data import NodeData
 from aats.routing.agent import Agent
 from aats.routing.policy import RoutePolicy
+from aats.routing.rendezvous import Rendezvous
 from aats.sim.node import fill_probe
 from aats.store import NodeStore
 from aats.transport.base import (
@@ -119,6 +131,7 @@ class Daemon:
         hub: Sockets' common ground, shared with other daemons in this process.
         policies: Returns the routing policy a packet names; default: the installed ones.
         agents: Returns the agent for a packet's kind; default: the installed ones.
+        rendezvous: Returns the rendezvous a packet names; default: the installed ones.
         clock: Tells the time.
     """
 
@@ -131,11 +144,12 @@ class Daemon:
         hub: Hub | None = None,
         policies: Callable[[Plugin], RoutePolicy] = load_policy,
         agents: Callable[[str], Agent] = load_agent,
+        rendezvous: Callable[[Plugin], Rendezvous] = load_rendezvous,
         clock: Clock | None = None,
     ) -> None:
         self.spec = spec
         self._data, self._executor, self._hub = data, executor, hub
-        self._policies, self._agents = policies, agents
+        self._policies, self._agents, self._rendezvous = policies, agents, rendezvous
         self._clock = clock or SystemClock()
         self._events: deque[tuple[Event, asyncio.Future[None] | None]] = deque()
         self._wake = asyncio.Event()
@@ -212,6 +226,8 @@ class Daemon:
         if not can_be_offered(header):
             raise LocalError(f"packet {header.id}: its header is larger than any node takes")
         self._policies(header.mandate.policy)
+        if header.mandate.rendezvous:
+            self._rendezvous(header.mandate.rendezvous)
         self._agents(header.mandate.kind.value)
 
     async def delivered(self) -> AsyncIterator[Home]:
@@ -243,7 +259,9 @@ class Daemon:
             identity = Identity.load(spec.node, spec.directory / IDENTITY_FILE)
             self._store = NodeStore(spec.directory, level=spec.custody)
             stack.callback(self._store.close)
-            self._core = NodeCore(spec.core, identity, self._policies, self._agents)
+            self._core = NodeCore(
+                spec.core, identity, self._policies, self._agents, self._rendezvous
+            )
             if self._hub is None:
                 self._hub = Hub()
                 stack.callback(self._hub.close)
@@ -444,10 +462,19 @@ class Daemon:
 
     async def _save(self, command: SaveCustody) -> None:
         row = command.row
+
+        def save() -> None:
+            self._store.save(
+                row, command.records, outcome=command.outcome, children=command.children,
+                dropped=command.dropped,
+            )  # fmt: skip
+
         if self._store.level == "host":
-            await asyncio.to_thread(self._store.save, row, command.records, outcome=command.outcome)
+            await asyncio.to_thread(save)
         else:
-            self._store.save(row, command.records, outcome=command.outcome)
+            save()
+        if command.children:
+            self._fault.reach(Moment.FORKED, row.key.hop)
         match row.status:
             case Status.HELD if row.sender:
                 self._fault.reach(Moment.STORED, row.key.hop)
@@ -489,13 +516,15 @@ class Daemon:
         number, task = command.task_id, command.task
         compute = self._core.config.compute
         header: Header | None = getattr(task, "header", None)
-        key = self._key_of(header) if header else None
-        if header and key is None:  # dropped between the command and now
+        headers = ((header,) if header else ()) + others_of(task)
+        keys = [key for h in headers if (key := self._key_of(h))]
+        if len(keys) < len(headers):  # dropped between the command and now
             self._running.pop(number, None)
             self._put(TaskFailed(number, "the packet is gone"))
             return
-        payload = self._store.payload_path(key) if key else None
-        visited = header.manifest.total if header and isinstance(task, VisitTask) else 0
+        paths = [str(self._store.payload_path(key) or "") for key in keys]
+        changes = isinstance(task, VisitTask | MergeTask)
+        visited = header.manifest.total if header and changes else 0
         job = Job(
             number=number,
             node=self.spec.node,
@@ -503,7 +532,8 @@ class Daemon:
             incarnation=self._incarnation,
             kind=type(task).__name__,
             task=encode_task(task),
-            payload=str(payload or ""),
+            payload=paths[0] if header else "",
+            others=tuple(paths[1:]),
             outcome=str(self._store.outcome_path(number, visited)),
             settings=self.spec.work,
             watts=compute.joules_per_sample * compute.samples_per_s,
@@ -512,6 +542,8 @@ class Daemon:
         def started() -> None:
             if isinstance(task, VisitTask):
                 self._fault.reach(Moment.WORKING, task.header.hop)
+            elif isinstance(task, MergeTask):
+                self._fault.reach(Moment.MERGING, task.header.hop)
 
         event: TaskFinished | TaskFailed | None = None
         try:
@@ -543,7 +575,7 @@ class Daemon:
 def _changed(task: Task, result: Result) -> bool:
     """Return whether a task has left tensors."""
     return (
-        isinstance(task, VisitTask)
-        and isinstance(result, VisitResult)
-        and result.manifest != task.header.manifest
+        isinstance(task, VisitTask | MergeTask | VerifyTask)
+        and isinstance(result, VisitResult | MergeResult | VerifyResult)
+        and result.manifest not in (None, task.header.manifest)
     )

@@ -22,7 +22,7 @@ from aats.payload import MODEL, REFERENCE
 from aats.routing.observe import observe
 from aats.routing.policy import Choice, Observation, Phase, StopKind
 from aats.topology.drrt import cut
-from aats.topology.stops import Candidate
+from aats.topology.stops import Candidate, Topology
 
 RETRY_MAX_S = 8.0
 """Cap of the doubling wait of a packet that finds no way."""
@@ -52,10 +52,17 @@ class Decision:
     def decide(self, copy: Copy) -> None:
         """Look around, probe what the policy wants probed, then choose."""
         desk, header = self._desk, copy.header
+        if header.awaited:
+            self._steps.gather(copy)
+            return
+        if header.errand is not None and self._steps.errand(copy):
+            return
         if header.hop == 0 and desk.now - desk.quiet_since < desk.config.settle_s:
             self._wait(copy, "the map to settle", desk.config.settle_s)
             return
         observation = self._observe(copy, {})
+        if self._steps.seek(copy, observation.phase):
+            return
         wanted = self._wanted_probes(copy, observation)
         decision = copy.decision = Probing(since=desk.now)
         copy.doing = Doing.PROBING
@@ -66,12 +73,23 @@ class Decision:
         else:
             self._choose(copy)
 
-    def _observe(self, copy: Copy, probes: dict[NodeId, ProbeScores]) -> Observation:
+    def look(self, copy: Copy) -> Topology:
+        """Return the stops there are, those out of reach that failed a moment ago."""
         desk = self._desk
         topology = cut(desk.map, copy.header, desk.node, desk.now)
         copy.avoid = {n: t for n, t in copy.avoid.items() if t > desk.now}
-        seen = tuple(self._out_of_reach(copy, c) for c in topology.candidates)
-        return observe(copy.header, replace(topology, candidates=seen), desk.now, probes=probes)
+        seen = tuple(
+            self._out_of_reach(copy, c)
+            for c in topology.candidates
+            if c.kind is not StopKind.MPVU or not copy.header.branch
+        )
+        return replace(topology, candidates=seen)
+
+    def _observe(self, copy: Copy, probes: dict[NodeId, ProbeScores]) -> Observation:
+        seen = observe(copy.header, self.look(copy), self._desk.now, probes=probes)
+        if copy.header.branch and seen.phase is Phase.VERIFY:
+            return replace(seen, phase=Phase.SEEK)  # the trunk asks, once it is merged
+        return seen
 
     def _out_of_reach(self, copy: Copy, candidate: Candidate) -> Candidate:
         """Return the candidate, out of reach if it, or the way to it, failed a moment ago."""
@@ -167,7 +185,7 @@ class Decision:
         self._trace_decision(copy, observation, choice)
         copy.doing = Doing.NOTHING
         if candidate.path:
-            self._go(copy, candidate.path, candidate)
+            self.go(copy, candidate.path, candidate)
         else:
             self._stay(copy, candidate, observation)
 
@@ -206,10 +224,22 @@ class Decision:
                          policy=copy.header.mandate.policy.name,
                          reason=f"{type(reason).__name__}: {reason}"[:300])  # fmt: skip
 
-    def _go(self, copy: Copy, path: tuple[NodeId, ...], stop: Candidate) -> None:
+    def go(self, copy: Copy, path: tuple[NodeId, ...], stop: Candidate) -> None:
+        """Set out for a stop, durably."""
         data_of = stop.node if stop.kind is StopKind.DATA else NodeId("")
         self._desk.emit(SaveCustody(copy.change(Status.WORKED, chosen=path, data_of=data_of)))
         self._steps.offer(copy)
+
+    def back(self, copy: Copy, home: Candidate) -> None:
+        """Go home, or be there; a child's home is where it is merged."""
+        if home.path:
+            self.go(copy, home.path, home)
+        elif home.node != self._desk.node:
+            self.wait(copy, f"a way to {home.node}")
+        elif copy.header.branch:
+            self._steps.rest(copy)
+        else:
+            self._steps.finish(copy)
 
     def _trace_decision(self, copy: Copy, observation: Observation, choice: Choice) -> None:
         candidate = observation.candidates[choice.index]
@@ -228,7 +258,7 @@ class Decision:
         elif stop.kind is StopKind.HOME and (
             seen.phase is Phase.RETURN or copy.failures >= HOME_PATIENCE
         ):
-            self._steps.finish(copy)
+            self.back(copy, stop)
         elif stop.kind is StopKind.MPVU and not _done_here(header, RecordKind.VERIFY):
             self._steps.verify(copy)
         elif stop.kind is StopKind.DATA and not _done_here(header, *VISITS):
@@ -254,9 +284,9 @@ class Decision:
             self.wait(copy, "another stop")
         elif header.hops_left >= len(home.path) + 2:
             by = min(around, key=lambda n: (desk.map.transfer_s(desk.node, (n,), size), n))
-            self._go(copy, (by, desk.node), stop)
+            self.go(copy, (by, desk.node), stop)
         elif home.path:
-            self._go(copy, home.path, home)
+            self.go(copy, home.path, home)
         else:
             self.wait(copy, f"a way to {home.node}")
 
@@ -308,7 +338,7 @@ def _remembering(header: Header, decision: Probing, seen: Observation) -> Header
 def _ask(header: Header, data_of: NodeId) -> ProbeAsk:
     mandate = header.mandate
     return ProbeAsk(
-        header.id,
+        header.mandate.id,
         header.version,
         mandate.architecture,
         tuple(t.skill for t in mandate.requirement),

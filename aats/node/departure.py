@@ -127,7 +127,8 @@ class Departure:
         stop, neighbour = row.chosen[-1], row.chosen[0]
         until = desk.now + desk.config.avoid_s
         copy.avoid[neighbour] = until
-        copy.avoid[row.data_of or stop] = until
+        if copy.header.errand is None or neighbour == stop:
+            copy.avoid[row.data_of or stop] = until  # an errand waits for a way to its stop
         desk.timers.cancel(("offer", copy.key))
         desk.emit(CancelTransfer(copy.next_key))
         desk.trace("packet.rerouted", packet=copy.header.id, hop=copy.header.hop,

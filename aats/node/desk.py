@@ -17,6 +17,7 @@ from aats.node.timers import Timers
 from aats.packet import Plugin
 from aats.routing.agent import Agent
 from aats.routing.policy import RoutePolicy
+from aats.routing.rendezvous import Rendezvous
 from aats.topology.linkstate import LinkState
 from aats.topology.map import GlobalMap
 from aats.wire import sign_relay
@@ -84,11 +85,13 @@ class Desk:
         identity: Identity,
         policies: Callable[[Plugin], RoutePolicy],
         agents: Callable[[str], Agent],
+        rendezvous: Callable[[Plugin], Rendezvous],
     ) -> None:
         self.config = config
         self.identity = identity
         self.policies = policies
         self.agents = agents
+        self.rendezvous = rendezvous
         self.links = LinkState(identity, known_keys=dict(config.known_keys) or None)
         self.map = GlobalMap(config.node)
         self.timers = Timers()

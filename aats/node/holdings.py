@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aats.ids import CustodyKey, NodeId, PacketId
+from aats.ids import CustodyKey, NodeId, PacketId, trunk_of
 from aats.lineage import Record
 from aats.messages import Offer
 from aats.node.commands import CancelTask, CancelTransfer, DropCustody, SaveCustody
@@ -15,6 +15,10 @@ FORGOTTEN = NodeId("?")
 """Who brought a copy that was dropped before this node started: no longer known."""
 SEEN_KEPT = 10_000
 """Keys of dropped copies remembered to answer a repeated offer; oldest fall out."""
+
+
+def _concerns(packet: PacketId, key: CustodyKey) -> bool:
+    return packet in (key.packet, trunk_of(key.packet))
 
 
 class Incoming:
@@ -44,6 +48,14 @@ class Holdings:
         self._desk.news.know(row.key.packet, row.key.epoch)
         self._desk.emit(SaveCustody(row, records))
         self.trim(row.key.packet)
+        return copy
+
+    def add(self, row: CustodyRow) -> Copy:
+        """Take note of a child of ours whose row has been saved with its trunk's."""
+        copy = Copy(row, since=self._desk.now)
+        self.copies[row.key] = copy
+        self.seen[row.key] = row.sender
+        self._desk.news.know(row.key.packet, row.key.epoch)
         return copy
 
     def trim(self, packet: PacketId) -> None:
@@ -93,14 +105,20 @@ class Holdings:
         return self._desk.news.of(copy.header, handed_to, anyone=unneeded)
 
     def drop_dead(self, packet: PacketId) -> None:
-        """Drop every copy that is no longer the living one, and every such offer."""
-        for copy in [c for c in self.copies.values() if c.key.packet == packet]:
+        """Drop every copy that is no longer the living one, and every such offer.
+
+        News of a packet is news of its children.
+        """
+        for copy in [c for c in self.copies.values() if _concerns(packet, c.key)]:
             news = self.news_of(copy)
-            if copy.status is not Status.HOME and (news.done or copy.header.epoch < news.epoch):
+            if copy.key not in self.copies:
+                continue  # gone with its trunk
+            is_older = copy.header.epoch < news.epoch and copy.status is not Status.RESTING
+            if copy.status is not Status.HOME and (news.done or is_older):
                 self.bury(copy, done=news.done)
         for key, coming in list(self.incoming.items()):
             news = self._desk.news.of(coming.offer.header)
-            if key.packet == packet and (news.done or key.epoch < news.epoch):
+            if _concerns(packet, key) and (news.done or key.epoch < news.epoch):
                 self.incoming_expired(key)
 
     def bury(self, copy: Copy, *, done: bool) -> None:
@@ -112,11 +130,40 @@ class Holdings:
 
     def is_origin(self, copy: Copy) -> bool:
         """Return whether this is the first copy of a packet of ours."""
-        return copy.key.hop == 0 and copy.header.mandate.owner.node == self._desk.node
+        owner = copy.header.mandate.owner.node
+        return copy.key.hop == 0 and not copy.header.branch and owner == self._desk.node
+
+    def trunk_of(self, copy: Copy) -> Copy | None:
+        """Return the trunk here that waits for this child; None if there is none."""
+        for other in self.copies.values():
+            if other.status is Status.WORKED and copy.key.packet in other.header.awaited:
+                return other
+        return None
+
+    def children_of(self, trunk: Copy) -> list[Copy]:
+        """Return all copies here, whatever their status, of children that a trunk waits for."""
+        awaited = set(trunk.header.awaited)
+        return [c for c in self.copies.values() if c.key.packet in awaited]
+
+    def sibling_of(self, copy: Copy) -> Copy | None:
+        """Return the copy of another child of the same fork that was taken here last."""
+        header, found = copy.header, None
+        for other in self.copies.values():
+            theirs = other.header
+            is_sibling = (
+                theirs.mandate.id == header.mandate.id
+                and theirs.rendezvous == header.rendezvous
+                and theirs.branch.rpartition("-")[0] == header.branch.rpartition("-")[0]
+                and theirs.branch != header.branch
+            )
+            if is_sibling and (found is None or other.since >= found.since):
+                found = other
+        return found
 
     def shelve(self, copy: Copy) -> None:
         """Keep our packet's first copy, in case nothing is heard of the packet for long."""
         self._stop(copy)
+        self._drop_children(copy)
         if copy.status is not Status.ORIGIN:
             self._desk.emit(SaveCustody(copy.change(Status.ORIGIN)))
         self.expect_word(copy)
@@ -133,16 +180,26 @@ class Holdings:
             desk.emit(CancelTask(copy.task))
         if copy.doing is Doing.SENDING:
             desk.emit(CancelTransfer(copy.next_key))
-        for name in ("alive", "follow", "offer", "silence", "retry", "probe", "lost"):
+        for name in ("alive", "follow", "offer", "silence", "retry", "probe", "lost", "gather"):
             desk.timers.cancel((name, copy.key))
         copy.decision, copy.doing = None, Doing.NOTHING
 
+    def _drop_children(self, trunk: Copy) -> None:
+        for child in self.children_of(trunk):
+            self.drop(child)
+
     def drop(self, copy: Copy) -> None:
-        """Drop a copy and whatever is going on with it."""
+        """Drop a copy and whatever is going on with it; with a waiting trunk, its children."""
+        self._drop_children(copy)
+        self._stop(copy)
+        self._desk.emit(DropCustody(copy.key))
+        self.forget(copy)
+
+    def forget(self, copy: Copy) -> None:
+        """Take note that a copy's row is deleted."""
         desk = self._desk
         self._stop(copy)
         del self.copies[copy.key]
-        desk.emit(DropCustody(copy.key))
-        if copy.status not in (Status.CACHED, Status.ORIGIN):
+        if copy.status not in (Status.CACHED, Status.ORIGIN, Status.RESTING):
             desk.trace("packet.dropped", packet=copy.key.packet, hop=copy.key.hop,
                        status=copy.status.value)  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from aats.ids import CustodyKey, NodeId
+from aats.ids import CustodyKey, NodeId, trunk_of
 from aats.ledger.record import seal
 from aats.lineage import Record, RecordKind
 from aats.messages import ProbeReply
@@ -19,11 +19,13 @@ from aats.node.custody import Copy, Doing, Status
 from aats.node.decision import Decision
 from aats.node.departure import Departure
 from aats.node.desk import Desk
+from aats.node.errands import Errands
 from aats.node.events import CustodyRow
+from aats.node.gathering import Gathering, Merging
 from aats.node.holdings import FORGOTTEN, Holdings
 from aats.node.spares import Spares
 from aats.node.streams import Streams
-from aats.node.tasks import ProbeResult, Result, Spending
+from aats.node.tasks import MergeResult, ProbeResult, Result, Spending
 from aats.node.work import Work, skills_of
 from aats.packet import Cost, Header
 from aats.wire import check_mandate
@@ -39,10 +41,15 @@ class Journey:
         self.streams = Streams(desk)
         self.work = Work(desk, self.held, self, self.streams)
         self.decision = Decision(desk, self.held, self)
+        self.gathering = Gathering(desk, self.held, self, self.work)
+        self.errands = Errands(desk, self.held, self)
         self.departure = Departure(desk, self.held, self)
         self.spares = Spares(desk, self.held, self)
         self.arrive, self.visit, self.verify = self.work.arrive, self.work.visit, self.work.verify
         self.decide, self.retry = self.decision.decide, self.decision.wait
+        self.look, self.go, self.back = self.decision.look, self.decision.go, self.decision.back
+        self.seek, self.gather = self.gathering.seek, self.gathering.gather
+        self.rest, self.errand = self.errands.rest, self.errands.errand
         self.offer = self.departure.offer
         self.watch, self.report = self.spares.watch, self.spares.report
         self.regenerate, self.tell_owner = self.spares.regenerate, self.spares.tell_owner
@@ -78,6 +85,8 @@ class Journey:
                 self.retry(copy, "links")
             case Status.SPARE:
                 self._desk.timers.set(("silence", copy.key), self._desk.now)
+            case Status.RESTING if self.held.trunk_of(copy) is None:
+                self.held.drop(copy)
             case Status.ORIGIN:
                 self.held.expect_word(copy)
             case Status.HOME:
@@ -110,6 +119,8 @@ class Journey:
         match about, result:
             case (CustodyKey() as key, str(candidate)), ProbeResult(reply=reply):
                 self.decision.probed(key, NodeId(candidate), reply)
+            case Merging(), MergeResult():
+                self.gathering.merged(about, task, result, spending)
             case CustodyKey() as key, _:
                 self.work.finished(key, task, result, spending)
 
@@ -118,6 +129,8 @@ class Journey:
         match about:
             case (CustodyKey() as key, str(candidate)):
                 self.decision.probed(key, NodeId(candidate), ProbeReply(refused=reason))
+            case Merging():
+                self.gathering.failed(about, task, reason)
             case CustodyKey() as key:
                 self.work.failed(key, task, reason)
 
@@ -133,7 +146,7 @@ class Journey:
         self.spares.report(copy.row.sender, copy.key)
         desk.notice(header.id, header.epoch, done=True)
         for other in list(self.held.copies.values()):
-            if other.key.packet == old.id and other is not copy:
+            if trunk_of(other.key.packet) == old.id and other is not copy:
                 self.held.drop(other)
         desk.trace(
             "packet.home", packet=old.id, hop=old.hop, met=header.requirement_met,

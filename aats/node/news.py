@@ -67,19 +67,39 @@ class NewsBook:
     def of(self, header: Header, also: Collection[NodeId] = (), *, anyone: bool = False) -> News:
         """Return what counts for a copy.
 
+        A child is done, too, once its trunk is home, or goes on from before the fork.
+
         Args:
-            header: Of the copy: its owner and the nodes of its trail have a say.
+            header: Of the copy: its home, its owner and the nodes of its trail have a say.
             also: Who else has one on its epoch.
             anyone: Everybody has one on its epoch.
         """
         owner = header.mandate.owner.node
-        heard: Container[NodeId] = {owner, *header.trail, *also}
-        known = self._known.get(header.id, News())
+        heard: Container[NodeId] | None = {owner, header.home, *header.trail, *also}
+        heard = None if anyone else heard
+        found = self._found(header.id, header.epoch, header.home, heard)
+        if header.branch:
+            trunk = self._found(header.mandate.id, header.fork_epoch, owner, heard)
+            found.done = found.done or trunk.done or trunk.epoch > header.fork_epoch
+        return found
+
+    def _found(
+        self, packet: PacketId, epoch: int, home: NodeId, heard: Container[NodeId] | None
+    ) -> News:
+        """Return what counts for a packet whose copy is of `epoch`.
+
+        Args:
+            packet: Its id.
+            epoch: Of the copy in question.
+            home: Only this node says when its journey is over.
+            heard: Who has a say on its epoch; None for everybody.
+        """
+        known = self._known.get(packet, News())
         found = News(known.epoch, known.done)
-        for speaker, news in self._said.get(header.id, {}).items():
-            found.done = found.done or (news.done and speaker == owner)
-            is_heard = anyone or speaker in heard
-            if is_heard and raised_by(news.epoch, speaker) and in_reach(news.epoch, header):
+        for speaker, news in self._said.get(packet, {}).items():
+            found.done = found.done or (news.done and speaker == home)
+            is_heard = heard is None or speaker in heard
+            if is_heard and raised_by(news.epoch, speaker) and _in_reach(news.epoch, epoch):
                 found.epoch = max(found.epoch, news.epoch)
         return found
 
@@ -96,7 +116,11 @@ class NewsBook:
 
 def in_reach(epoch: int, header: Header) -> bool:
     """Return whether an epoch can be that of a copy of this packet."""
-    return epoch <= min(header.epoch + REACH, MAX_EPOCH)
+    return _in_reach(epoch, header.epoch)
+
+
+def _in_reach(epoch: int, from_epoch: int) -> bool:
+    return epoch <= min(from_epoch + REACH, MAX_EPOCH)
 
 
 def _keep(table: OrderedDict[PacketId, News] | OrderedDict[PacketId, dict[NodeId, News]],

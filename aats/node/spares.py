@@ -103,13 +103,11 @@ class Spares:
             self._desk.timers.set(("alive", copy.key), self._desk.now + self._desk.config.alive_s)
 
     def tell_owner(self, key: CustodyKey) -> None:
-        """Tell the owner that its packet is here, now and while it stays."""
+        """Tell the owner that its packet is here, now and while it stays; of a child its home."""
         copy, desk = self._held.copies.get(key), self._desk
         if copy is None or copy.status not in (Status.HELD, Status.WORKED):
             return
-        owner = copy.header.mandate.owner.node
-        body = Whereabouts(copy.header.key)
-        desk.say(owner, f"follow/{key}", body)
+        desk.say(copy.header.home, f"follow/{key}", Whereabouts(copy.header.key))
         desk.timers.set(("follow", key), desk.now + desk.config.follow_s)
 
     def seen(self, key: CustodyKey, node: NodeId) -> None:
@@ -135,7 +133,7 @@ class Spares:
         desk = self._desk
         said = desk.news.of(copy.header, anyone=True).epoch
         epoch = max(copy.header.epoch, said, copy.outdated_by)
-        header = replace(copy.header, epoch=next_epoch(epoch, desk.node))
+        header = replace(copy.header, epoch=next_epoch(epoch, desk.node), awaited=())
         row = copy.change(Status.WORKED, header=header, chosen=(), data_of=NodeId(""))
         desk.emit(SaveCustody(row))
         desk.trace("packet.regenerated", packet=header.id, hop=header.hop, epoch=header.epoch)

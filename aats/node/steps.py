@@ -8,6 +8,8 @@ from typing import Protocol
 from aats.advert import Partner
 from aats.ids import CustodyKey, NodeId
 from aats.node.custody import Copy
+from aats.routing.policy import Phase
+from aats.topology.stops import Candidate, Topology
 
 
 class Steps(Protocol):
@@ -24,6 +26,27 @@ class Steps(Protocol):
 
     def decide(self, copy: Copy) -> None:
         """DECIDE: choose the next stop."""
+
+    def look(self, copy: Copy) -> Topology:
+        """Return the stops there are, those out of reach that failed a moment ago."""
+
+    def go(self, copy: Copy, path: tuple[NodeId, ...], stop: Candidate) -> None:
+        """Set out for a stop, durably."""
+
+    def back(self, copy: Copy, home: Candidate) -> None:
+        """Go home, or be there."""
+
+    def seek(self, copy: Copy, phase: Phase) -> bool:
+        """Let the packet's rendezvous plan; return whether it took over."""
+
+    def gather(self, copy: Copy) -> None:
+        """Wait for the children of a fork, and merge those that are back."""
+
+    def errand(self, copy: Copy) -> bool:
+        """Go on with a child's errand; return whether its policy has no say."""
+
+    def rest(self, copy: Copy) -> None:
+        """A child is back: let it wait to be merged."""
 
     def retry(self, copy: Copy, for_what: str) -> None:
         """Wait, longer each time, then go on."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from aats.advert import ComputeAdvert, Partner
 from aats.ids import NodeId
 from aats.messages import ProbeAsk, ProbeReply, ProbeScores, Samples
-from aats.packet import Header, SkillEstimate
+from aats.packet import Header, Plugin, SkillEstimate
 from aats.payload import Manifest
 
 
@@ -29,6 +29,9 @@ class VisitTask:
     """What this node computes with, as it advertises it."""
     bandwidth_bps: float = 0.0
     """Of this node's fastest live link, bits per second; 0 where it has none."""
+    met: Header | None = None
+    """The sibling whose copy here is averaged with the packet's own model before it trains,
+    without its chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,47 @@ class FollowResult:
 
 
 @dataclass(frozen=True, slots=True)
+class MergePart:
+    """A child that came back to be merged; its payload lies in the store under its own key."""
+
+    header: Header
+    """Without its chain."""
+    samples: int
+    """Rows it trained on since the fork."""
+    nodes: tuple[NodeId, ...]
+    """Whose they were, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeTask:
+    """Make one model of a packet's children, and judge it on what the packet trusts."""
+
+    header: Header
+    """The trunk as it forked, without its chain."""
+    rule: Plugin
+    """The merge rule (`aats.merges`)."""
+    parts: tuple[MergePart, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What a merge made. The new tensors lie in the shell's store under the task's number."""
+
+    manifest: Manifest
+    """The trunk's own if the merge was undone."""
+    estimates: tuple[SkillEstimate, ...]
+    """On the packet's reference set, for the new version."""
+    note: str = ""
+    """Why it was undone or a child left out, "" otherwise."""
+    gain: float = 0.0
+    """Change of the mean capped skill on the reference set, against the trunk as it forked."""
+    loss_before: float = 0.0
+    loss_after: float = 0.0
+    left_out: tuple[int, ...] = ()
+    """Places among the parts of those that could not be used."""
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeTask:
     """Score a packet's model on this node's minibatch, or on `batch` that another node sent."""
 
@@ -132,6 +176,10 @@ class VerifyResult:
     estimates: tuple[SkillEstimate, ...]
     test_set: str = ""
     """Content hash of the test set, for the record."""
+    manifest: Manifest | None = None
+    """Of the payload as it leaves, if contributions were taken out before it was measured."""
+    harms: dict[str, float] = field(default_factory=dict)
+    """By contribution, what was taken out and how much it harmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,27 +214,41 @@ class AdoptResult:
     note: str = ""
 
 
-Task = VisitTask | ProbeTask | BatchTask | VerifyTask | ContributeTask | AdoptTask | FollowTask
-Result = VisitResult | ProbeResult | VerifyResult | ContributeResult | AdoptResult | FollowResult
+Task = (
+    VisitTask | MergeTask | ProbeTask | BatchTask | VerifyTask | ContributeTask | AdoptTask
+    | FollowTask
+)  # fmt: skip
+Result = (
+    VisitResult | MergeResult | ProbeResult | VerifyResult | ContributeResult | AdoptResult
+    | FollowResult
+)  # fmt: skip
 Told = Spoken | Lost
 """What a running task is told."""
+
+
+def others_of(task: Task) -> tuple[Header, ...]:
+    """Return the headers of the payloads that a task reads besides its packet's own."""
+    match task:
+        case MergeTask(parts=parts):
+            return tuple(part.header for part in parts)
+        case VisitTask(met=Header() as met):
+            return (met,)
+        case _:
+            return ()
 
 
 @dataclass(frozen=True, slots=True)
 class Spending:
     """What a task cost, as the shell measured (live) or computed (simulated) it."""
 
-    manifest: Manifest | None = None
-    """Of the payload as it leaves, if contributions were taken out before it was measured."""
-    harms: dict[str, float] = field(default_factory=dict)
-    """By contribution, what was taken out and how much it harmed."""
     seconds: float = 0.0
     joules: float = 0.0
 
 
 __all__ = [
     "AdoptResult", "AdoptTask", "BatchTask", "ContributeResult", "ContributeTask",
-    "FollowResult", "FollowTask", "Lost", "ProbeResult", "ProbeScores", "ProbeTask", "Result",
+    "FollowResult", "FollowTask", "Lost", "MergePart", "MergeResult", "MergeTask", "ProbeResult",
+    "ProbeScores", "ProbeTask", "Result",
     "Spending", "Spoken", "Task", "Told", "VerifyResult", "VerifyTask", "VisitResult",
     "VisitTask",
 ]  # fmt: skip

@@ -16,9 +16,10 @@ from aats.node.holdings import Holdings
 from aats.node.steps import Steps
 from aats.node.streams import StreamCost, Streams
 from aats.node.tasks import Result, Spending, VerifyResult, VerifyTask, VisitResult, VisitTask
-from aats.packet import Cost, EstimateSource, Header, SkillEstimate, VisitEntry
+from aats.packet import Cost, Errand, EstimateSource, Header, SkillEstimate, VisitEntry
 from aats.payload import MODEL
 from aats.routing.agent import Action
+from aats.routing.observe import phase
 from aats.topology.drrt import data_seq, wanted_skills
 from aats.wire import can_be_offered
 
@@ -40,11 +41,19 @@ class Work:
             desk.emit(SaveCustody(copy.change(Status.WORKED, chosen=row.onward, onward=())))
             self._steps.offer(copy)
             return
+        if header.errand is not None:
+            if row.data_of and not header.errand.is_over:
+                self.visit(copy)
+            else:
+                self.worked(copy, header)
+            return
         agent = desk.agents(header.mandate.kind.value)
         has_data = bool(row.data_of) or self._has_wanted(header)
         match agent.arrive(header, self._roles_for(header), has_data, desk.now):
-            case Action.TRAIN:
+            case Action.TRAIN if not self._steps.seek(copy, phase(header, desk.now)):
                 self.visit(copy)
+            case Action.TRAIN:
+                pass  # by its rendezvous, not alone
             case Action.VERIFY:
                 self.verify(copy)
             case Action.FINISH:
@@ -68,18 +77,38 @@ class Work:
             copy: Of the packet.
             partners: Who does the visit together with this node, by streams.
         """
-        desk, header = self._desk, copy.header
+        desk = self._desk
+        met = self._meet(copy)
+        header = copy.header
         copy.doing = Doing.WORKING
         advert = desk.map.advert(desk.node)
         fastest = max((link.bandwidth_bps for link in advert.links), default=0.0) if advert else 0.0
         data_of = copy.row.data_of or desk.node
         others = tuple(p for p in partners if p.node != desk.node)
-        task = VisitTask(header, data_of, others, desk.config.compute, fastest)
+        task = VisitTask(header, data_of, others, desk.config.compute, fastest, met)
         copy.task = desk.run("journey", copy.key, task)
-        shown = {"partners": [p.node for p in others]} if others else {}
+        shown: dict[str, object] = {"partners": [p.node for p in others]} if others else {}
+        shown |= {"met": met.id} if met else {}
         desk.trace("visit.started", packet=header.id, hop=header.hop, **shown)
         if others:
             self._streams.lead(copy.task, header, others)
+
+    def _meet(self, copy: Copy) -> Header | None:
+        """Return the sibling to average with, if the packet wants that and one has been here.
+
+        The packet's hop rises above the sibling's, whose record will be a parent of its own.
+        """
+        header = copy.header
+        copy.met = None
+        if header.errand is None or not header.errand.meet:
+            return None
+        sibling = self._held.sibling_of(copy)
+        if sibling is None or header.follows(sibling.header.lineage):
+            return None
+        copy.met = sibling.header
+        hop = max(header.hop, sibling.header.chain[-1].hop + 1)
+        copy.row = replace(copy.row, header=replace(header, hop=hop))
+        return replace(sibling.header, chain=())
 
     def verify(self, copy: Copy) -> None:
         """Measure the packet's model on our test set, within its query budget."""
@@ -97,7 +126,7 @@ class Work:
             case Copy(), VisitResult():
                 self._visited(copy, task, result, spending)
             case Copy(), VerifyResult():
-                self._verified_by_us(copy, result, spending)
+                self._verified_by_us(copy, task, result, spending)
             case Copy(), _:
                 raise AssertionError(f"result {type(result).__name__} for {key}")
 
@@ -125,10 +154,13 @@ class Work:
         spending = replace(spending, joules=spending.joules + cost.joules)
         desk, old = self._desk, copy.header
         version = result.manifest.version(MODEL)
+        changed = result.manifest != old.manifest
+        met = copy.met if changed else None
         kind = RecordKind.ROLLED_BACK if result.action == "rolled-back" else RecordKind.TRAIN
         record = self.record(
             old, kind, version, spending, steps=result.steps, samples=result.samples,
             metrics=metrics_of(result.estimates), note=result.note,
+            parents=(old.lineage, met.lineage) if met else (),
         )  # fmt: skip
         entry = VisitEntry(
             copy.row.data_of or desk.node, old.hop, result.action, result.gain, result.samples,
@@ -137,12 +169,12 @@ class Work:
         header = replace(
             old.with_estimates(result.estimates), version=version, manifest=result.manifest,
             labels_used=result.labels_used, trained=result.trained,
-            spent=old.spent + Cost(0, 0, 0, spending.joules), chain=(*old.chain, record),
+            spent=old.spent + Cost(0, 0, 0, spending.joules),
+            chain=(*old.joined_chain(met), record), errand=_after_stop(old),
         ).with_visit(entry)  # fmt: skip
         if not can_be_offered(header):
             self._refuse_visit(copy, "the header has grown too large to take another visit")
             return
-        changed = result.manifest != old.manifest
         desk.trace(
             "visit.finished", packet=old.id, hop=old.hop, action=result.action, note=result.note,
             gain=result.gain, steps=result.steps, samples=result.samples, seconds=spending.seconds,
@@ -159,8 +191,11 @@ class Work:
         data = self._desk.config.data if owner == self._desk.node else advert.data if advert else ()
         return data_seq(data, wanted_skills(copy.header))
 
-    def _verified_by_us(self, copy: Copy, result: VerifyResult, spending: Spending) -> None:
-        desk, old = self._desk, copy.header
+    def _verified_by_us(
+        self, copy: Copy, task: int, result: VerifyResult, spending: Spending
+    ) -> None:
+        desk = self._desk
+        old, removals = self._without_harmful(copy.header, result)
         self._verdicts[old.id] = self._verdicts.pop(old.id, 0) + 1
         if len(self._verdicts) > VERDICTS_KEPT:
             del self._verdicts[next(iter(self._verdicts))]
@@ -177,9 +212,25 @@ class Work:
         if not can_be_offered(header):
             self._refuse_visit(copy, "the header has grown too large to take another verdict")
             return
+        removed = {"removed": result.harms} if removals else {}
         desk.trace("verdict", packet=old.id, hop=old.hop, skills=skills_of(header),
-                   version=old.version, bytes=header.spent.bytes)  # fmt: skip
-        self.worked(copy, header, (record,))
+                   version=old.version, bytes=header.spent.bytes, **removed)  # fmt: skip
+        self.worked(copy, header, (*removals, record), task if removals else 0)
+
+    def _without_harmful(
+        self, header: Header, result: VerifyResult
+    ) -> tuple[Header, tuple[Record, ...]]:
+        """Return the header with what was taken out before the verdict, and the record of it."""
+        if result.manifest is None:
+            return header, ()
+        version = result.manifest.version(MODEL)
+        record = self.record(
+            header, RecordKind.REMOVE, version, Spending(),
+            metrics={f"harm.{name}": value for name, value in result.harms.items()},
+            note=f"subtract {' '.join(result.harms)}; test set {result.test_set}",
+        )  # fmt: skip
+        chain = (*header.chain, record)
+        return replace(header, chain=chain, version=version, manifest=result.manifest), (record,)
 
     def _refuse_visit(self, copy: Copy, reason: str) -> None:
         header = copy.header
@@ -188,7 +239,7 @@ class Work:
         # Else a packet with nowhere else to go would try again at once, and for ever.
         copy.avoid[entry.node] = self._desk.now + self._desk.config.avoid_s
         self._desk.trace("visit.failed", packet=header.id, hop=header.hop, reason=reason)
-        self.worked(copy, header.with_visit(entry))
+        self.worked(copy, replace(header.with_visit(entry), errand=_after_stop(header)))
 
     def record(
         self,
@@ -201,13 +252,14 @@ class Work:
         samples: int = 0,
         metrics: dict[str, float] | None = None,
         note: str = "",
+        parents: tuple[str, ...] = (),
     ) -> Record:
-        """Return the signed record of one step, linked to the packet's last one."""
+        """Return the signed record of one step, which follows the last one, or `parents`."""
         return seal(
             Record(
-                packet=header.id, kind=kind, node=self._desk.node, hop=header.hop,
+                packet=header.mandate.id, kind=kind, node=self._desk.node, hop=header.hop,
                 epoch=header.epoch,
-                parents=(header.lineage,), base=header.version, version=version,
+                parents=parents or (header.lineage,), base=header.version, version=version,
                 method=header.mandate.method.name, steps=steps, samples=samples,
                 seed=header.mandate.seed, metrics=metrics or {}, note=note,
                 at=self._desk.now, seconds=spending.seconds, wire_bytes=header.spent.bytes,
@@ -224,6 +276,10 @@ class Work:
         row = copy.change(Status.WORKED, header=header, chosen=(), onward=(), data_of=NodeId(""))
         self._desk.emit(SaveCustody(row, records, outcome))
         self._steps.decide(copy)
+
+
+def _after_stop(header: Header) -> Errand | None:
+    return header.errand and header.errand.after_stop()
 
 
 def metrics_of(estimates: Iterable[SkillEstimate]) -> dict[str, float]:

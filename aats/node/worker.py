@@ -40,6 +40,7 @@ from aats.node.tasks import (
     Spending,
     Told,
     VisitTask,
+    others_of,
 )
 from aats.packet import Architecture, Header, Plugin, Target
 from aats.payload import Payload
@@ -73,6 +74,8 @@ class Job:
     """`wire.encode_task`."""
     payload: str = ""
     """File with the packet's tensors, "" where the task has none."""
+    others: tuple[str, ...] = ()
+    """Files with the further payloads the task reads, in order."""
     outcome: str = ""
     """File that takes the new tensors."""
     settings: WorkSettings = WorkSettings()
@@ -230,6 +233,10 @@ def _run(job: Job, talk: Talk | None) -> Result:
     if header is not None:
         arena = _load(Path(job.payload), header.manifest.total)
         context.payload = Payload(header.manifest, arena)
+        context.others = tuple(
+            Payload(other.manifest, _load(Path(path), other.manifest.total))
+            for other, path in zip(others_of(task), job.others, strict=True)
+        )
     limit_memory(job.settings.memory_bytes)
     given = given_directory(Path(job.directory)) / str(job.incarnation)
     if given.exists():

@@ -12,6 +12,7 @@ from aats.errors import DataError, WireError
 from aats.ids import NodeId
 from aats.learning.method import method_of, seed_of
 from aats.learning.probe import probe, probe_payload
+from aats.learning.rejoin import after_meeting, meet, rejoin
 from aats.learning.stream import Player, Script, alone, frame_of
 from aats.learning.visit import follow_script, visit_script
 from aats.messages import ProbeAsk, ProbeReply, RefusalReason, Samples
@@ -22,6 +23,7 @@ from aats.node.tasks import (
     ContributeResult,
     ContributeTask,
     FollowTask,
+    MergeTask,
     ProbeResult,
     ProbeTask,
     Result,
@@ -55,6 +57,8 @@ class TaskContext:
     """Of a verification unit."""
     payload: Payload | None = None
     """Of the packet the task is about. Writable means private: a visit may change the bytes."""
+    others: tuple[Payload, ...] = ()
+    """The further ones it reads (`aats.node.tasks.others_of`), in order."""
     allocate: Callable[[int], memoryview] = _bytes
     """Makes the arena of the payload that leaves."""
     probe_samples: int = 16
@@ -78,15 +82,15 @@ def run_task(task: Task, context: TaskContext) -> Result:
     match task:
         case VisitTask() | FollowTask():
             return alone(player_of(task, context))
-        case ProbeTask():
-            return ProbeResult(_probe(task, context))
-        case BatchTask():
-            return ProbeResult(_batch(task.ask, context))
         case MergeTask():
             return rejoin(
                 task, _payload(context), context.others,
                 node=context.node, allocate=context.allocate,
             )  # fmt: skip
+        case ProbeTask():
+            return ProbeResult(_probe(task, context))
+        case BatchTask():
+            return ProbeResult(_batch(task.ask, context))
         case VerifyTask():
             return verify(
                 task, _payload(context), context.test_set,
@@ -106,10 +110,14 @@ def player_of(task: VisitTask | FollowTask, context: TaskContext) -> Player[Resu
     script: Script[Result]
     if isinstance(task, VisitTask):
         method, guard, measures = method_of(task.header.mandate.method)
+        own = _payload(context)
+        payload = meet(own, *context.others) if task.met else own
         script = visit_script(
-            method, guard, task, _payload(context), _data_of(task.data_of, context),
+            method, guard, task, payload, _data_of(task.data_of, context),
             node=context.node, allocate=context.allocate, measures=measures,
         )  # fmt: skip
+        if task.met:
+            script = after_meeting(script, own.manifest, payload.manifest)
         return Player(script, (p.node for p in task.partners))
     script = follow_script(frame_of(task.opening), task.about, context.data, node=context.node)
     others = {task.leader, *task.partners} - {context.node}

@@ -9,7 +9,7 @@ on this node.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -36,6 +36,7 @@ from aats.node.commands import (
 from aats.node.events import Event, Started, TaskFailed, TaskFinished
 from aats.node.tasks import (
     FollowTask,
+    MergeTask,
     ProbeResult,
     ProbeTask,
     Result,
@@ -44,6 +45,7 @@ from aats.node.tasks import (
     VerifyResult,
     VisitResult,
     VisitTask,
+    others_of,
 )
 from aats.packet import Header
 from aats.payload import REFERENCE, Manifest, Payload
@@ -80,13 +82,14 @@ class Core(Protocol):
 class Worker(Protocol):
     """Does a node's tasks. What it remembers between them is lost in a crash."""
 
-    def __call__(self, task: Task, payload: Payload) -> Work:
+    def __call__(self, task: Task, payload: Payload, others: Sequence[Payload] = ()) -> Work:
         """Do a task.
 
         Args:
             task: What to do.
             payload: Of the packet the task is about; empty if it is about none. Not to be
                 changed.
+            others: Those of `aats.node.tasks.others_of(task)`. Not to be changed.
 
         Raises:
             AatsError: If it cannot be done; the node goes on.
@@ -273,8 +276,11 @@ class SimulatedNode:
                 network.send(self.node, to, message)
             case Trace(event=name, fields=fields):
                 network.trace(self.node, name, fields)
-            case SaveCustody(row=row, records=records, outcome=outcome):
-                store.save_custody(row, records, outcome)
+            case SaveCustody():
+                store.save_custody(
+                    command.row, command.records, command.outcome, command.children,
+                    command.dropped,
+                )  # fmt: skip
             case DropCustody(key=key):
                 store.drop_custody(key)
             case SaveState(name=name, value=value):
@@ -321,7 +327,8 @@ class SimulatedNode:
         header: Header | None = getattr(command.task, "header", None)
         payload = self.store.payload_of(header) if header else Payload()
         try:
-            work = self.worker(command.task, payload)
+            others = tuple(map(self.store.payload_of, others_of(command.task)))
+            work = self.worker(command.task, payload, others)
         except AatsError as error:
             return TaskFailed(command.task_id, str(error)), self.parts.pace.overhead_s
         spending = self.parts.pace.spending(effort(command.task, work.result))
@@ -380,6 +387,8 @@ def effort(task: Task, result: Result) -> float:
         case VisitTask(header=header), VisitResult():
             # The model is judged on what the packet trusts before and after.
             return result.samples + 2 * FORWARD_SHARE * trusted_rows(header.manifest)
+        case MergeTask(header=header), _:
+            return 2 * FORWARD_SHARE * trusted_rows(header.manifest)
         case _, VerifyResult():
             return FORWARD_SHARE * sum(e.n for e in result.estimates)
         case ProbeTask(ask=ask, header=header), ProbeResult(reply=reply) if reply.scores:

@@ -57,9 +57,16 @@ class MemoryStore:
         self._put(key, payload)
 
     def save_custody(
-        self, row: CustodyRow, records: tuple[Record, ...] = (), outcome: int = 0
+        self,
+        row: CustodyRow,
+        records: tuple[Record, ...] = (),
+        outcome: int = 0,
+        children: tuple[CustodyRow, ...] = (),
+        dropped: tuple[CustodyKey, ...] = (),
     ) -> None:
         """Write a row with its records; its payload comes from the part, then the outcome.
+
+        Children share the row's arena; dropped rows go as by `drop_custody`.
 
         Raises:
             StoreError: If there is no payload for the row, or it is not the one of its header.
@@ -77,6 +84,12 @@ class MemoryStore:
             raise StoreError(f"row {row.key}: no payload")
         if payload.manifest != row.header.manifest:
             raise StoreError(f"row {row.key}: payload is not the one in its header")
+        for child in children:
+            shared = Payload(child.header.manifest, payload.arena[: child.header.manifest.total])
+            self._put(child.key, shared)
+            self.rows[child.key] = child
+        for key in dropped:
+            self.drop_custody(key)
         self.rows[row.key] = row
         self.records.update((record.id, record) for record in records)
 
@@ -97,17 +110,21 @@ class MemoryStore:
         return part
 
     def payload_of(self, header: Header) -> Payload:
-        """Return the payload of the copy here that has this header's key.
+        """Return the payload of the copy here that is this header's.
 
-        A copy whose epoch has risen still lies under the key it came with.
+        A copy whose hop or epoch has risen still lies under the key it came with.
 
         Raises:
             StoreError: If there is none.
         """
-        for row in self.rows.values():
-            if row.header.key == header.key:
-                return self.payloads[row.key]
-        raise StoreError(f"no copy of {header.key} here")
+        rows = [
+            row
+            for row in self.rows.values()
+            if row.key.packet == header.id and row.header.manifest == header.manifest
+        ]
+        if not rows:
+            raise StoreError(f"no copy of {header.key} here")
+        return self.payloads[max(rows, key=lambda row: (row.key.hop == header.hop, row.key)).key]
 
     def holds(self, digest: bytes) -> bool:
         """Return whether some payload here has a tensor of that digest."""

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from aats.learning.isolated import TorchState
 from aats.learning.stream import Player, Receive, Send
-from aats.node.tasks import FollowTask, Result, Task, Told, VisitResult, VisitTask
+from aats.node.tasks import (
+    FollowTask,
+    MergeResult,
+    Result,
+    Task,
+    Told,
+    VerifyResult,
+    VisitResult,
+    VisitTask,
+)
 from aats.payload import Payload
 from aats.roles.mpvu import TestSet
 from aats.roles.runner import TaskContext, player_of, run_task
@@ -24,16 +33,18 @@ class TaskWorker:
     def __init__(self, context: TaskContext) -> None:
         self._context = context
 
-    def __call__(self, task: Task, payload: Payload) -> Work:
+    def __call__(self, task: Task, payload: Payload, others: Sequence[Payload] = ()) -> Work:
         """Run a task; the arena it allocates, if any, becomes the packet's new payload."""
-        context, arenas = self._prepared(payload)
+        context, arenas = self._prepared(payload, others)
         return _work(run_task(task, context), arenas)
 
     def talk(self, task: VisitTask | FollowTask, payload: Payload) -> TaskTalk:
         """Return a task that talks with other nodes, not started."""
         return TaskTalk(task, *self._prepared(payload))
 
-    def _prepared(self, payload: Payload) -> tuple[TaskContext, list[memoryview]]:
+    def _prepared(
+        self, payload: Payload, others: Sequence[Payload] = ()
+    ) -> tuple[TaskContext, list[memoryview]]:
         arenas: list[memoryview] = []
 
         def allocate(total: int) -> memoryview:
@@ -41,8 +52,9 @@ class TaskWorker:
             return arenas[-1]
 
         # A writable payload would be trained in place, and this one is the store's.
-        kept = Payload(payload.manifest, payload.arena.toreadonly())
-        return replace(self._context, payload=kept, allocate=allocate), arenas
+        kept, *beside = (Payload(p.manifest, p.arena.toreadonly()) for p in (payload, *others))
+        context = replace(self._context, payload=kept, others=tuple(beside), allocate=allocate)
+        return context, arenas
 
 
 class TaskTalk:
@@ -87,7 +99,7 @@ class TaskTalk:
 
 
 def _work(result: Result, arenas: list[memoryview]) -> Work:
-    if isinstance(result, VisitResult) and arenas:
+    if isinstance(result, VisitResult | MergeResult | VerifyResult) and result.manifest and arenas:
         return Work(result, Payload(result.manifest, arenas[-1]))
     return Work(result)
 

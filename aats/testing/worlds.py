@@ -8,7 +8,7 @@ neither data nor torch.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -25,6 +25,8 @@ from aats.node.tasks import (
     BatchTask,
     ContributeResult,
     ContributeTask,
+    MergeResult,
+    MergeTask,
     ProbeResult,
     ProbeTask,
     Result,
@@ -49,6 +51,7 @@ from aats.packet import (
 from aats.payload import MODEL, Payload, pack
 from aats.routing.agent import Agent
 from aats.routing.policy import RoutePolicy
+from aats.routing.rendezvous import Rendezvous, no_rendezvous
 from aats.sim.link import LinkSpec
 from aats.sim.network import Settings, SimulatedWorld
 from aats.sim.node import NodeParts, Pace
@@ -104,9 +107,11 @@ class TallyWorker:
     def __init__(self, node: NodeId) -> None:
         self._node = node
 
-    def __call__(self, task: Task, payload: Payload) -> Work:
+    def __call__(self, task: Task, payload: Payload, others: Sequence[Payload] = ()) -> Work:
         """Do a task; see `aats.sim.node.Worker`."""
         match task:
+            case MergeTask():
+                return self._merge(task.header, payload, others)
             case VisitTask(header=header):
                 return self._visit(header, payload)
             case VerifyTask(header=header):
@@ -145,6 +150,17 @@ class TallyWorker:
             trained={"visits": float(after[1])},
         )
         return Work(result, new)
+
+    def _merge(self, header: Header, payload: Payload, others: Sequence[Payload]) -> Work:
+        """Make the tally the children's mean, and the count of visits the sum of theirs."""
+        before, tallies = _tally(payload), [_tally(other) for other in others]
+        after = before.copy()
+        after[0] = sum(tally[0] for tally in tallies) / len(tallies)
+        after[1] = before[1] + sum(tally[1] - before[1] for tally in tallies)
+        new = pack({f"{MODEL}tally": after, f"{MODEL}frozen": _frozen(payload)})
+        merged = replace(header, version=new.manifest.version(MODEL))
+        estimate = self._estimate(merged, float(after[0]), EstimateSource.REFERENCE)
+        return Work(MergeResult(new.manifest, (estimate,)), new)
 
     def _estimate(self, header: Header, value: float, source: EstimateSource) -> SkillEstimate:
         low, high = max(0.0, value - 0.01), min(1.0, value + 0.01)
@@ -187,6 +203,7 @@ def small_world(
     *,
     policies: Callable[[Plugin], RoutePolicy],
     agents: Callable[[str], Agent],
+    rendezvous: Callable[[Plugin], Rendezvous] = no_rendezvous,
     seed: int = 0,
     link: LinkSpec | None = None,
     settings: Settings = Settings(),
@@ -200,6 +217,7 @@ def small_world(
         pairs: Links.
         policies: Returns the policy a packet names.
         agents: Returns the agent for a packet's kind.
+        rendezvous: Returns the rendezvous a packet names.
         seed: Of identities and links.
         link: Figures of every link (its ends do not count).
         settings: How fast a break is noticed.
@@ -235,7 +253,7 @@ def small_world(
         node, settled = nodes[i], config(i)
         return NodeParts(
             node,
-            lambda: NodeCore(settled, identities[node], policies, agents),
+            lambda: NodeCore(settled, identities[node], policies, agents, rendezvous),
             lambda: TallyWorker(node),
             Pace(settled.compute.samples_per_s, settled.compute.joules_per_sample),
         )
@@ -257,6 +275,7 @@ def tally_packet(
     seed: int = 0,
     target: float = 0.8,
     policy: str = "random",
+    rendezvous: Plugin | None = None,
     budget: Cost = Cost(60, float("inf"), float("inf"), float("inf")),
     deadline: float = float("inf"),
     frozen: int = 1000,
@@ -269,6 +288,7 @@ def tally_packet(
         seed: Of its id and its decisions.
         target: The skill wanted.
         policy: Name of its policy.
+        rendezvous: How it works at several nodes at one moment, if it does.
         budget: What it may spend.
         deadline: When it goes home.
         frozen: Length of a float32 tensor that no visit changes.
@@ -292,6 +312,7 @@ def tally_packet(
         architecture=Architecture("tally"),
         method=Plugin("tally"),
         policy=Plugin(policy),
+        rendezvous=rendezvous,
         seed=seed,
         label="tally",
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from aats.advert import Advert, DataAdvert, ProbeMode, Role
+from aats.advert import Advert, DataAdvert, Partner, ProbeMode, Role
 from aats.ids import NodeId
 from aats.packet import Header, VisitEntry
 from aats.topology.map import GlobalMap
@@ -26,9 +26,9 @@ def cut(
 
     Data nodes count if they hold a wanted skill in the packet's schema (whole samples, not a view
     of them), take a packet of its size, and they or the compute node they trust can be reached
-    and can compute. Adverts older
-    than `max_age_s` do not count. The owner is always the last candidate; out of reach it has
-    `transfer_s` infinity. An empty path with a finite `transfer_s` means staying.
+    and can compute. Adverts older than `max_age_s` do not count. Home is always the last
+    candidate; out of reach it has `transfer_s` infinity. An empty path with a finite
+    `transfer_s` means staying.
 
     Returns:
         Candidates in order of kind (data, MPVU, home) and then of node id.
@@ -41,6 +41,21 @@ def cut(
             data.extend(query.data_stop(advert))
             mpvus.extend(query.mpvu_stop(advert))
     return Topology(here, (*data, *mpvus, query.home()))
+
+
+def partners(
+    map: GlobalMap, header: Header, here: NodeId, now: float, *, max_age_s: float = 120.0
+) -> tuple[Partner, ...]:
+    """Return the nodes that may work with a packet at one moment, in the order of their ids.
+
+    All that hold wanted data in its schema, or a view of them, and can be reached; `here` too,
+    with no links.
+    """
+    query = _Query(map, header, here, now, max_age_s)
+    fresh = [advert for advert in map.adverts() if query.is_fresh(advert.origin)]
+    return tuple(sorted(
+        (partner for advert in fresh for partner in query.partner(advert)), key=lambda p: p.node
+    ))  # fmt: skip
 
 
 def wanted_skills(header: Header) -> tuple[str, ...]:
@@ -152,11 +167,21 @@ class _Query:
             yield self._plain(advert.origin, StopKind.MPVU, self.seconds[advert.origin])
 
     def home(self) -> Candidate:
-        owner = self.header.mandate.owner.node
-        return self._plain(owner, StopKind.HOME, self.seconds.get(owner, math.inf))
+        home = self.header.home
+        return self._plain(home, StopKind.HOME, self.seconds.get(home, math.inf))
+
+    def partner(self, advert: Advert) -> Iterator[Partner]:
+        data = tuple(item for item in advert.data if self._may_help(item))
+        transfer_s = self.seconds.get(advert.origin, math.inf)
+        if data and transfer_s < math.inf:
+            links = len(self._path(advert.origin))
+            yield Partner(advert.origin, data, advert.compute, transfer_s, links)
 
     def _wants(self, item: DataAdvert) -> bool:
-        if item.view or item.skill not in self.skills or not item.samples > 0:
+        return not item.view and self._may_help(item)
+
+    def _may_help(self, item: DataAdvert) -> bool:
+        if item.skill not in self.skills or not item.samples > 0:
             return False
         return bool(self.schemas.get(item.skill, item.schema) == item.schema)
 

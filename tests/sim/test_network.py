@@ -1,7 +1,7 @@
 """The world's machinery, under cores that only say what they are told to."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,7 +79,7 @@ def world_of(
         cores[name].append(Script((replies or {}).get(name, lambda event, now: [])))
         return cores[name][-1]
 
-    def work(task: object, payload: Payload) -> Work:
+    def work(task: object, payload: Payload, others: Sequence[Payload] = ()) -> Work:
         assert isinstance(task, AdoptTask)
         if task.giver == "bad":
             raise ModelError("not finite")
