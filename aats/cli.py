@@ -258,7 +258,7 @@ def forget(
         str, typer.Option(help="The node that repairs all; each contribution's own if unset.")
     ] = "",
     steps: Annotated[
-        int, typer.Option(min=1, help="Steps of repair for each later contribution.")
+        int, typer.Option(min=1, help="Steps of repair, shared out evenly.")
     ] = STEPS,
     output: FormatOption = Format.TEXT,
 ) -> None:
