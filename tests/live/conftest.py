@@ -68,17 +68,17 @@ def ring(
 def packet(
     world: LiveWorld, *, method: Plugin = Plugin("surrogate"), target: float = 0.9,
     verifier: str = "any", hops: float = 16, ballast_bytes: int = 0, policy: str = "cycle",
-    seed: int = 1,
+    seed: int = 1, architecture: Architecture = ARCHITECTURE,
 ) -> tuple[Header, Payload]:  # fmt: skip
     """Return a packet of node n0, signed; `ballast_bytes` travel with it unchanged."""
     reference = rows(99).skills[SKILL]
-    payload = initial_payload(ARCHITECTURE, seed, {SKILL: (reference.train_x, reference.train_y)})
+    payload = initial_payload(architecture, seed, {SKILL: (reference.train_x, reference.train_y)})
     if ballast_bytes:
         ballast = np.random.default_rng(seed).integers(0, 255, ballast_bytes, np.uint8)
         payload = pack({**payload.arrays(), "state.ballast": ballast})
     return make_packet(
         world.identity(NodeId("n0")),
-        ARCHITECTURE,
+        architecture,
         (Target(SKILL, target, verifier=verifier),),
         created=time.time(),
         method=method,
