@@ -127,14 +127,8 @@ class Split:
         self, front: Segment, data: NodeData, header: Header, seed: int, leader: NodeId
     ) -> Script[bool]:
         """Pass over this node's rows once; return whether the server kept up."""
-        wanted = dict.fromkeys(target.skill for target in header.mandate.requirement)
-        held = {s: data.skills[s] for s in wanted if s in data.skills and data.skills[s].samples}
-        stop = Stop(NodeId(""), header.hop, seed, held)
-        plan = passes(stop, 1.0, self.batch_size)
-        if plan is None:
-            return True
-        share = front.size / max(1, _total(header))
-        for skill, x, y in Work(stop, plan):
+        share = front.size / total_of(header)
+        for skill, x, y in one_epoch(data, header, seed, self.batch_size):
             a = front.forward(rows(x)).numpy()
             frame = {"a": a, "y": small(y)}
             yield Send(leader, f"activations/{skill}", frame, samples=len(y) * share)
@@ -164,11 +158,8 @@ class Server:
         """Train on a minibatch; return its errors, None if it is none that can be used."""
         skill = frame.kind.partition("/")[2]
         try:
-            a, y = _minibatch(frame)
-            self.back.forward(torch.from_numpy(a))
-            logits = predict(_Given(self.back.output), torch.empty(0), skill)
-            loss = nn.functional.cross_entropy(logits, torch.from_numpy(y))
-            error = self.back.finish(loss)
+            a, y = minibatch(frame)
+            error = finish(self.back, torch.from_numpy(a), y, skill)
         except (ModelError, RuntimeError, IndexError):
             return None
         self.work.count(skill, 1, len(y), y)
@@ -193,19 +184,6 @@ class Server:
         """Return what the ledger shall know."""
         lost = f"; lost {', '.join(self.lost)}" if self.lost else ""
         return Carry(note=f"{len(self.clients)} clients, cut at block {self.cut}{lost}")
-
-
-class _Given(nn.Module):
-    """Logits that are there already, for whoever reads them off a module."""
-
-    def __init__(self, logits: torch.Tensor) -> None:
-        super().__init__()
-        self._logits = logits
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return them, whatever `x` is."""
-        del x
-        return self._logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,11 +298,31 @@ class SplitFedMethod(Split):
         return samples
 
 
+class _Given(nn.Module):
+    """Logits that are there already, for whoever reads them off a module."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self._logits = logits
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return them, whatever `x` is."""
+        del x
+        return self._logits
+
+
+def finish(last: Segment, x: torch.Tensor, y: Labels, skill: str) -> torch.Tensor:
+    """Train a model's last segment on a minibatch; return the error of its input."""
+    last.forward(x)
+    logits = predict(_Given(last.output), torch.empty(0), skill)
+    return last.finish(nn.functional.cross_entropy(logits, torch.from_numpy(y)))
+
+
 def serve(
     method: Split, model: nn.Module, work: Work, partners: Sequence[Partner], lr: float
 ) -> Server:
     """Cut the model, and train it on the stop's own rows first, whole, if there are any."""
-    clients = [p for p in partners if any(d.samples and not d.view for d in p.data)]
+    clients = [p for p in partners if brings_rows(p)]
     if work.plan.total:
         method.train(model, work)
     memory = min((p.compute.memory_bytes for p in clients), default=0)
@@ -333,6 +331,11 @@ def serve(
     back = Segment(joined(chain, cut, len(chain)), lr=lr, clip=method.clip)
     share = back.size / max(1, sum(p.numel() for p in model.parameters()))
     return Server(joined(chain, 0, cut), back, cut, work, share, [p.node for p in clients])
+
+
+def brings_rows(partner: Partner) -> bool:
+    """Return whether a node has whole rows with labels that it shows."""
+    return any(d.samples and d.labels and not d.view for d in partner.data)
 
 
 def average(parts: Sequence[tuple[int, Mapping[str, Array]]]) -> dict[str, Array]:
@@ -348,12 +351,25 @@ def average(parts: Sequence[tuple[int, Mapping[str, Array]]]) -> dict[str, Array
     return mean
 
 
+def one_epoch(data: NodeData, header: Header, seed: int, batch_size: int) -> Work:
+    """Return the minibatches of one pass over a node's rows of the wanted skills."""
+    wanted = dict.fromkeys(target.skill for target in header.mandate.requirement)
+    held = {s: data.skills[s] for s in wanted if s in data.skills and data.skills[s].samples}
+    stop = Stop(NodeId(""), header.hop, seed, held)
+    return Work(stop, passes(stop, 1.0, batch_size) or Plan({}))
+
+
 def small(labels: Labels) -> Array:
     """Return labels in the smallest integers that hold them."""
     return labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.int32)
 
 
-def _minibatch(frame: Frame) -> tuple[Array, Labels]:
+def minibatch(frame: Frame) -> tuple[Array, Labels]:
+    """Return activations [n, ...] and labels [n] of a frame.
+
+    Raises:
+        ModelError: If they are none that a model can be trained on.
+    """
     a, y = array(frame, "a"), array(frame, "y").astype(np.int64)
     if a.dtype != np.float32 or y.ndim != 1 or not len(y) or len(a) != len(y):
         raise ModelError(f"activations {a.dtype}{list(a.shape)} with labels {list(y.shape)}")
@@ -384,6 +400,6 @@ def whole(frame: Frame, name: str) -> int:
     return int(frame.numbers[name])
 
 
-def _total(header: Header) -> int:
+def total_of(header: Header) -> int:
     """Return the numbers in all parameters of a packet's model."""
     return sum(p.numel() for p in piece(header.mandate.architecture, 0, None).parameters())

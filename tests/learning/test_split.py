@@ -20,6 +20,7 @@ from aats.learning.modules import deterministic
 from aats.learning.segments import Segment, chain_of, cut_at, joined, piece, put, weights_of
 from aats.learning.sequential import SequentialMethod
 from aats.learning.split import Split, SplitFedMethod, SplitMethod
+from aats.learning.stream import Frame
 from aats.packet import UNLIMITED, Architecture, Header, Mandate, Owner, PacketKind, Plugin, Target
 from aats.roles.data import NodeData
 from aats.testing.methods import CLASSES, FEATURES, SKILL, blobs
@@ -201,9 +202,12 @@ def test_rows_trained_on_at_clients_are_in_the_account():
 
 
 def test_a_node_that_keeps_its_labels_is_no_client():
-    held = NodeData.of(blobs(60), show_labels=False)
+    hidden = NodeData.of(blobs(60), show_labels=False)
+    data = {**clients(60), "c1": hidden}
+    found = run(SplitMethod(), model_of(), data)
+    assert {b for _, b, _ in found.frames} == {"lab", "c0"}
     with pytest.raises(ModelError, match="keeps its labels"):
-        run(SplitMethod(), model_of(), {"c0": held})
+        next(SplitMethod().follow(Frame(NodeId("lab"), "order"), hidden, HEADER, 0))
 
 
 def test_the_cut_follows_the_memory_of_the_weakest_client():
