@@ -46,8 +46,9 @@ class LoraMethod:
     """Most ranks of all contributions together; 0 for no bound. Older ones are folded into the
     base to make room."""
     repair: tuple[str, ...] = ()
-    """Contributions to train further instead of adding one: at a node that made some of them its
-    own, elsewhere all of them."""
+    """Contributions to train further instead of adding one."""
+    repair_own: bool = True
+    """At a node that made some of those, train its own only; all of them elsewhere."""
     since: int = 0
     """Added to the hop in a contribution's name: of a packet that goes on with an earlier chain."""
 
@@ -118,7 +119,8 @@ class LoraMethod:
 
     def _to_repair(self, node: NodeId) -> list[Contribution]:
         listed = [Contribution.of(name) for name in self.repair]
-        return [c for c in listed if c.node == node] or listed
+        own = [c for c in listed if c.node == node] if self.repair_own else []
+        return own or listed
 
 
 def _listed(contributions: list[Contribution]) -> str:

@@ -198,7 +198,11 @@ def _chain_job(past: Past, order: Order) -> _Job:
     params: dict[str, Any] = dict(past.config.method.params)
     if order.level is Level.REPAIR:
         stops = _repair_at(past, order, stops, {c.node for c in gone})
-        params |= {"repair": [*map(str, later)], "steps": ceil(order.steps / len(stops))}
+        params |= {
+            "repair": [*map(str, later)],
+            "repair_own": not order.at,
+            "steps": ceil(order.steps / len(stops)),
+        }
     else:
         params |= {"since": past.head.hop + 1}
     params |= {"visits": len(stops)}
