@@ -57,6 +57,8 @@ class Record:
     metrics: dict[str, float] = field(default_factory=dict)
     """E.g. {"oncology.accuracy": 0.94, "oncology.accuracy.n": 90}."""
     note: str = ""
+    branch: str = ""
+    """Of the child that did it (`Header.branch`); "" for the trunk."""
     # attestation
     at: float = 0.0
     """Unix seconds (virtual in the simulated world)."""

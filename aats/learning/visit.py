@@ -236,10 +236,11 @@ def stop_of(header: Header, node: NodeId, data: NodeData, payload: Payload) -> S
     return Stop(
         node=node,
         hop=header.hop,
-        seed=seed_of("visit", header.mandate.seed, header.hop, node),
+        seed=seed_of("visit", f"{header.mandate.seed}{header.branch}", header.hop, node),
         data={s: data.skills[s] for s in wanted if s in data.skills and data.skills[s].samples},
         trained=progress(header, node),
         state=state,
+        shared={skill: x for skill, (x, _) in reference_of(payload).items()},
         show_labels=data.show_labels,
     )
 

@@ -111,8 +111,8 @@ class Copy:
     decision: Probing | None = None
     asked: int = 0
     """Unanswered questions to the custodian (status SPARE)."""
-    met: Header | None = None
-    """The sibling that the visit in hand is averaged with, with its chain."""
+    met: Copy | None = None
+    """What a sibling left here, with which the visit in hand is averaged."""
     outdated_by: int = 0
     """Highest epoch for which a neighbour has refused it."""
 

@@ -190,7 +190,7 @@ class Decision:
             self._stay(copy, candidate, observation)
 
     def _rng(self, header: Header, what: str) -> random.Random:
-        return self._desk.decision_rng(header.mandate.seed, header.hop, header.epoch, what)
+        return self._desk.decision_rng(header, what)
 
     def _wanted_probes(self, copy: Copy, seen: Observation) -> list[int]:
         """Return the legal candidates that a policy wants probed; none if it fails."""

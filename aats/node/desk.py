@@ -14,7 +14,7 @@ from aats.node.commands import Command, RunTask, SaveState, SendMessage, Trace
 from aats.node.news import NewsBook
 from aats.node.tasks import BatchTask, ProbeTask, Task
 from aats.node.timers import Timers
-from aats.packet import Plugin
+from aats.packet import Header, Plugin
 from aats.routing.agent import Agent
 from aats.routing.policy import RoutePolicy
 from aats.routing.rendezvous import Rendezvous
@@ -156,9 +156,10 @@ class Desk:
         advert = self.map.advert(node)
         return advert.public_key if advert else None
 
-    def decision_rng(self, seed: int, hop: int, epoch: int, what: str) -> random.Random:
+    def decision_rng(self, header: Header, what: str) -> random.Random:
         """Return the random source of one decision: the same in every world."""
-        return random.Random(f"{seed}/{hop}/{epoch}/{what}")
+        seed = f"{header.mandate.seed}{header.branch}"
+        return random.Random(f"{seed}/{header.hop}/{header.epoch}/{what}")
 
     def notice(self, packet: PacketId, epoch: int, *, done: bool) -> None:
         """Tell the network which epoch of a packet is alive, or that it is home."""

@@ -84,7 +84,7 @@ class Gathering:
         """Return what the packet's rendezvous plans; None if it fails."""
         desk, header = self._desk, copy.header
         assert header.mandate.rendezvous is not None, "asked of packets that have one"
-        rng = desk.decision_rng(header.mandate.seed, header.hop, header.epoch, "rendezvous")
+        rng = desk.decision_rng(header, "rendezvous")
         try:
             rendezvous = desk.rendezvous(header.mandate.rendezvous)
             plan = rendezvous.plan(header, there, desk.now, rng)

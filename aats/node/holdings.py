@@ -64,7 +64,10 @@ class Holdings:
         A newer copy has all tensors that can still be asked for, and the room goes to its visit.
         """
         newest = max(key for key in self.copies if key.packet == packet)
-        cached = [c for c in self.copies.values() if c.status is Status.CACHED]
+        read = {c.met.key for c in self.copies.values() if c.met and c.doing is Doing.WORKING}
+        cached = [
+            c for c in self.copies.values() if c.status is Status.CACHED and c.key not in read
+        ]
         older = [c for c in cached if c.key.packet == packet and c.key != newest]
         many = cached[: max(0, len(cached) - self._desk.config.cached_copies)]
         for copy in {c.key: c for c in older + many}.values():
@@ -146,12 +149,13 @@ class Holdings:
         return [c for c in self.copies.values() if c.key.packet in awaited]
 
     def sibling_of(self, copy: Copy) -> Copy | None:
-        """Return the copy of another child of the same fork that was taken here last."""
+        """Return the copy that another child of the same fork left here last."""
         header, found = copy.header, None
         for other in self.copies.values():
             theirs = other.header
             is_sibling = (
-                theirs.mandate.id == header.mandate.id
+                other.status in (Status.SPARE, Status.CACHED)
+                and theirs.mandate.id == header.mandate.id
                 and theirs.rendezvous == header.rendezvous
                 and theirs.branch.rpartition("-")[0] == header.branch.rpartition("-")[0]
                 and theirs.branch != header.branch

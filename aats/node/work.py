@@ -105,7 +105,7 @@ class Work:
         sibling = self._held.sibling_of(copy)
         if sibling is None or header.follows(sibling.header.lineage):
             return None
-        copy.met = sibling.header
+        copy.met = sibling
         hop = max(header.hop, sibling.header.chain[-1].hop + 1)
         copy.row = replace(copy.row, header=replace(header, hop=hop))
         return replace(sibling.header, chain=())
@@ -155,7 +155,7 @@ class Work:
         desk, old = self._desk, copy.header
         version = result.manifest.version(MODEL)
         changed = result.manifest != old.manifest
-        met = copy.met if changed else None
+        met = copy.met.header if copy.met and changed else None
         kind = RecordKind.ROLLED_BACK if result.action == "rolled-back" else RecordKind.TRAIN
         record = self.record(
             old, kind, version, spending, steps=result.steps, samples=result.samples,
@@ -262,6 +262,7 @@ class Work:
                 parents=parents or (header.lineage,), base=header.version, version=version,
                 method=header.mandate.method.name, steps=steps, samples=samples,
                 seed=header.mandate.seed, metrics=metrics or {}, note=note,
+                branch=header.branch,
                 at=self._desk.now, seconds=spending.seconds, wire_bytes=header.spent.bytes,
                 joules=spending.joules,
             ),

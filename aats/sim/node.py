@@ -325,8 +325,8 @@ class SimulatedNode:
     def _work(self, command: RunTask) -> tuple[Event, float]:
         assert self.worker is not None, "a crash clears the line"
         header: Header | None = getattr(command.task, "header", None)
-        payload = self.store.payload_of(header) if header else Payload()
         try:
+            payload = self.store.payload_of(header) if header else Payload()
             others = tuple(map(self.store.payload_of, others_of(command.task)))
             work = self.worker(command.task, payload, others)
         except AatsError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from aats.errors import DataError
 from aats.ids import CustodyKey
 from aats.lineage import Record
 from aats.node.events import CustodyRow
@@ -115,7 +116,7 @@ class MemoryStore:
         A copy whose hop or epoch has risen still lies under the key it came with.
 
         Raises:
-            StoreError: If there is none.
+            DataError: If there is none: it was dropped while a task stood in line.
         """
         rows = [
             row
@@ -123,7 +124,7 @@ class MemoryStore:
             if row.key.packet == header.id and row.header.manifest == header.manifest
         ]
         if not rows:
-            raise StoreError(f"no copy of {header.key} here")
+            raise DataError(f"no copy of {header.key} here")
         return self.payloads[max(rows, key=lambda row: (row.key.hop == header.hop, row.key)).key]
 
     def holds(self, digest: bytes) -> bool:

@@ -24,7 +24,7 @@ def history(packet: PacketId) -> list[Record]:
     trained = seal(
         Record(
             packet, RecordKind.TRAIN, CLINIC.node, 1, 0, (init.id,), V0, V1, "sequential", 4, 32,
-            7, {"a.accuracy": 0.25}, "Zürich \u2028", 2.5, 0.125, 1e6,
+            7, {"a.accuracy": 0.25}, "Zürich \u2028", "", 2.5, 0.125, 1e6,
         ),
         CLINIC,
     )  # fmt: skip

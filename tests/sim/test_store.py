@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from aats.errors import WireError
+from aats.errors import DataError, WireError
 from aats.ids import CustodyKey, NodeId, PacketId
 from aats.messages import Alive
 from aats.node.commands import Command, SendMessage
@@ -59,7 +59,7 @@ def test_what_the_disk_could_not_do_is_a_fault() -> None:
         store.save_custody(row(ONE))
     with pytest.raises(StoreError, match="task 9 left no payload"):
         store.save_custody(row(TWO), outcome=9)
-    with pytest.raises(StoreError, match="no copy"):
+    with pytest.raises(DataError, match="no copy"):
         store.payload_of(row(ONE).header)
 
 
