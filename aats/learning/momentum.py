@@ -56,10 +56,11 @@ def read_momentum(
             continue
         span = state.get(RANGE + name, np.zeros(2, np.float32))
         dtype = CODES.get(bits, np.float32)
-        if codes.shape != tuple(p.shape) or codes.dtype != dtype or span.shape != (2,):
+        fits = codes.shape == tuple(p.shape) and codes.dtype == dtype and span.shape == (2,)
+        if not (fits and np.isfinite(span).all()):
             raise ModelError(
                 f"tensor {PREFIX + name!r} must be {np.dtype(dtype)} of shape {list(p.shape)}, "
-                "with a range of two numbers"
+                "with a range of two finite numbers"
             )
         values = codes if bits == 32 else restored(codes, span)
         if not np.isfinite(values).all():

@@ -76,6 +76,15 @@ def test_too_few_directions_keep_the_widest() -> None:
     assert merged.count.tolist() == [800]
 
 
+def test_directions_of_many_features_are_the_widest_too() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 30)) @ rng.standard_normal((30, 200)) * 3
+    x += 0.1 * rng.standard_normal(x.shape)
+    bank = Gaussians.of(x, np.zeros(300, np.int64), rank=20)
+    wanted = np.linalg.eigvalsh(np.cov(x.T))[-20:]
+    np.testing.assert_allclose(np.linalg.eigvalsh(bank.covariance(0))[-20:], wanted, rtol=1e-3)
+
+
 @pytest.mark.parametrize("rank", [0, WIDTH])
 def test_rows_drawn_have_the_moments(rank: int) -> None:
     x, y = rows(1, 400)
