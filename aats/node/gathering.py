@@ -97,13 +97,17 @@ class Gathering:
         return plan
 
     def _assemble(self, copy: Copy, plan: Assemble, there: Sequence[Partner]) -> bool:
-        known = {p.node: p for p in there}
+        known = {p.node: p for p in there if self._takes_part(p.node)}
         chosen = tuple(known[node] for node in plan.partners if node in known)
         if not chosen:
             return False
         copy.change(Status.WORKED, header=copy.header.on_own_hop(), data_of=self._desk.node)
         self._steps.visit(copy, chosen)
         return True
+
+    def _takes_part(self, node: NodeId) -> bool:
+        advert = self._desk.map.advert(node)
+        return advert is not None and advert.policy.streams
 
     def _can_afford(self, header: Header, plan: Fork, home: Candidate) -> bool:
         """Return whether the hops left are enough for every errand, and for the way home."""

@@ -67,6 +67,8 @@ class StreamCost:
     """Spent by partners, as they last reported."""
     links: dict[str, float] = field(default_factory=dict)
     """Those bytes by "sender>receiver"."""
+    lost: tuple[NodeId, ...] = ()
+    """Partners that did not stay to the end."""
 
 
 @dataclass(slots=True)
@@ -190,19 +192,20 @@ class Streams:
         if session is None:
             return StreamCost()
         session.is_ending = True
+        lost = tuple(node for node, peer in session.peers.items() if peer.is_over)
         for node, peer in list(session.peers.items()):
             if reason:
                 self._close(session, node, reason)
             elif not peer.flight and not peer.waiting:
                 self._close(session, node, "")
         self._sweep(session)
-        return self._cost(session)
+        return self._cost(session, lost)
 
     def _leads(self, session: _Session) -> bool:
         return session.leader == self._desk.node
 
-    def _cost(self, session: _Session) -> StreamCost:
-        cost = StreamCost(links=dict(session.links))
+    def _cost(self, session: _Session, lost: tuple[NodeId, ...]) -> StreamCost:
+        cost = StreamCost(links=dict(session.links), lost=lost)
         for account in session.reported.values():
             cost.joules += account.get(JOULES, 0.0)
             for link, size in account.items():

@@ -142,8 +142,9 @@ class Work:
         return copy if copy and copy.doing is Doing.WORKING and copy.task == task else None
 
     def _charge(self, copy: Copy, task: int, reason: str = "") -> StreamCost:
-        """End a task's stream, and have the packet pay for its bytes."""
+        """End a task's stream; the packet pays for its bytes, and avoids who fell out of it."""
         cost = self._streams.ended(task, reason)
+        copy.avoid |= dict.fromkeys(cost.lost, self._desk.now + self._desk.config.avoid_s)
         header = copy.header
         spent = header.spent + Cost(bytes=cost.bytes)
         copy.row = replace(copy.row, header=replace(header, spent=spent))
