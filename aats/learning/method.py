@@ -83,6 +83,8 @@ class Stop:
     """The packet's numbers, this visit counted: see `progress`."""
     state: Mapping[str, Array] = field(default_factory=dict)
     """The `state.` tensors the packet carries, read-only."""
+    shared: Mapping[str, Features] = field(default_factory=dict)
+    """The rows of the packet's reference set, which every node sees; without their labels."""
     show_labels: bool = True
     """Whether the node lets its label histograms be known."""
     compute: ComputeAdvert = ComputeAdvert()

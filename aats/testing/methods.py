@@ -12,6 +12,7 @@ from math import inf
 
 import numpy as np
 
+from aats.advert import ComputeAdvert
 from aats.ids import NodeId, PacketId
 from aats.learning.measures.options import NONE, Measures
 from aats.learning.method import Guard, Method, Work
@@ -109,7 +110,7 @@ class Walk:
 
     def visit(
         self, method: Method, data: NodeData, node: NodeId = NODE, guard: Guard = _OPEN,
-        measures: Measures = NONE,
+        measures: Measures = NONE, compute: ComputeAdvert = ComputeAdvert(),
     ) -> VisitResult:  # fmt: skip
         """Let the method work at a node; header and payload go on as they would leave."""
         arenas: list[memoryview] = []
@@ -119,7 +120,7 @@ class Walk:
             return arenas[-1]
 
         frozen = Payload(self.payload.manifest, self.payload.arena.toreadonly())
-        task = VisitTask(self.header, node)
+        task = VisitTask(self.header, node, compute=compute)
         result = visit_by(
             method, guard, task, frozen, data, node=node, allocate=allocate, measures=measures
         )
