@@ -211,7 +211,7 @@ def _check_once(
         ancestor = same_hop.pop()
         if ancestor.kind in effect:
             _refuse(record, place, f"{record.kind} takes effect twice at hop {record.hop}")
-        before = (known[parent] for parent in ancestor.parents)
+        before = (known[parent] for parent in ancestor.parents if parent in known)
         same_hop += [parent for parent in before if parent.hop == record.hop]
 
 

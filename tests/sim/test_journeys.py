@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import networkx as nx
 import pytest
@@ -14,7 +14,7 @@ from aats.lineage import Record, RecordKind
 from aats.messages import Custody, Offer
 from aats.node.commands import Command, RunTask, SaveCustody, SendMessage, SendPacket
 from aats.node.events import Event
-from aats.node.tasks import VisitTask
+from aats.node.tasks import MergeTask, VisitTask
 from aats.packet import Header
 from aats.replay import Divergence, EventLog, replay
 from aats.routing.agent import Action
@@ -94,6 +94,14 @@ def crash_at(moment: str, count: int, back_s: float, victims: set[NodeId], small
                 return row.header.epoch > row.key.epoch
             case "home", SaveCustody(row=row):
                 return row.status == "home"
+            case "forked", SaveCustody(children=children):
+                return bool(children)
+            case "resting", SaveCustody(row=row):
+                return row.status == "resting"
+            case "merging", RunTask(task=task):
+                return isinstance(task, MergeTask)
+            case "merged", SaveCustody(dropped=dropped):
+                return bool(dropped)
             case "any", _:
                 return True
             case _:
@@ -113,7 +121,7 @@ MOMENTS = ("offered", "sending", "stored", "working", "worked", "acknowledged", 
            "regenerated", "home")  # fmt: skip
 
 
-def schedule(seed: int) -> SmallWorld:
+def schedule(seed: int, moments: Sequence[str] = MOMENTS, **more: object) -> SmallWorld:
     """A small world with everything that goes wrong in it.
 
     A node (never the owner) may die for good, and any number may be away for a while: no packet
@@ -129,7 +137,8 @@ def schedule(seed: int) -> SmallWorld:
         loss=rng.choice([0.0, 0.05, 0.2]), duplicate=rng.choice([0.0, 0.1]),
         jitter_s=rng.choice([0.0, 0.1]), reorder=rng.choice([0.0, 0.1]),
     )  # fmt: skip
-    small = make(pairs, seed, link, transit=[2] if rng.random() < 0.3 and count > 5 else [])
+    transit = [2] if rng.random() < 0.3 and count > 5 else []
+    small = make(pairs, seed, link, transit=transit, **more)
     world, nodes = small.world, small.nodes
     graph = nx.Graph(pairs)
     mortal = [i for i in range(1, count) if i not in set(nx.articulation_points(graph))]
@@ -144,7 +153,7 @@ def schedule(seed: int) -> SmallWorld:
         world.crash(node, at)
         world.restart(node, at + rng.uniform(0.2, 40.0))
     for _ in range(rng.randint(0, 2)):
-        moment, nth = rng.choice(MOMENTS), rng.randint(1, 6)
+        moment, nth = rng.choice(moments), rng.randint(1, 6)
         world.hooks.append(crash_at(moment, nth, rng.uniform(0.2, 40.0), set(nodes), small))
     if rng.random() < 0.5:
         nth = rng.randint(1, 3000)
@@ -186,9 +195,8 @@ def check_effects(small: SmallWorld) -> None:
     everywhere: dict[str, Record] = {}
     for node in small.world.nodes.values():
         everywhere.update(node.store.records)
-    counts = Counter(
-        (r.packet, r.hop, r.epoch) for r in everywhere.values() if r.kind is RecordKind.TRAIN
-    )
+    trained = [r for r in everywhere.values() if r.kind is RecordKind.TRAIN]
+    counts = Counter((r.packet, r.branch, r.hop, r.epoch) for r in trained)
     assert max(counts.values(), default=0) <= 1, "a (packet, hop, epoch) took effect twice"
 
 
