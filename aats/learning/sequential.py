@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from aats.errors import ModelError
-from aats.learning.method import Carry, Plan, Stop, Work, passes
+from aats.learning.method import Carry, Loss, Plan, Stop, Work, passes
 from aats.learning.momentum import BITS, PREFIX, RANGE, mean_momentum, read_momentum, write_momentum
 from aats.learning.sgd import sgd
 from aats.payload import STATE, Array
@@ -82,6 +82,10 @@ class SequentialMethod:
             stop, self.epochs, self.batch_size, weights=self.weights, max_steps=self.max_steps
         )
 
+    def loss(self, work: Work) -> Loss:
+        """Return what to minimise: cross-entropy and the mandate's measures."""
+        return work.loss
+
     def train(self, model: nn.Module, work: Work) -> Carry | None:
         """Train; with `average_last`, go on from the newest weights and ship the mean."""
         stop = work.stop
@@ -90,7 +94,7 @@ class SequentialMethod:
         velocity = read_momentum(model, stop.state, self.carry_momentum)
         sgd(
             model, work, lr=self.lr * self.decay**stop.cycle * stop.caution,
-            momentum=self.momentum, clip=self.clip, velocity=velocity,
+            momentum=self.momentum, clip=self.clip, velocity=velocity, loss=self.loss(work),
         )  # fmt: skip
         if self.carry_momentum:
             return Carry(write_momentum(velocity, self.carry_momentum))

@@ -238,7 +238,7 @@ def _directions(rows: Floats, weights: Floats, rank: int, most: int | None = Non
 def _widest(rows: torch.Tensor, rank: int) -> torch.Tensor:
     """Return an orthonormal basis [d, rank] of nearly the most variance (subspace iteration)."""
     start = np.random.default_rng(0).standard_normal((rows.shape[1], rank))
-    basis = torch.linalg.qr(torch.from_numpy(start))[0]
+    basis: torch.Tensor = torch.linalg.qr(torch.from_numpy(start))[0]
     for _ in range(ROUNDS):
         basis = torch.linalg.qr(rows.T @ (rows @ basis))[0]
     return basis
