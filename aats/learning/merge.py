@@ -26,6 +26,7 @@ from aats.ids import NodeId
 from aats.learning.factors import is_factor, side_by_side
 from aats.learning.measures.options import NONE, Measures
 from aats.learning.method import configure
+from aats.learning.surrogate import KNOWLEDGE
 from aats.learning.weights import Allocate, Tensor, check_finite, kept, tensor_of, write
 from aats.packet import Plugin
 from aats.payload import MERGE_STATE, MODEL, STATE, Array, Manifest, Payload
@@ -211,17 +212,21 @@ def _of_method(state: Mapping[str, Array], measures: Measures) -> dict[str, Arra
 
 def _model(payload: Payload) -> dict[str, Array]:
     return {
-        t.name[len(MODEL) :]: _read(payload.array(t), t.dtype)
+        t.name[len(MODEL) :]: _read(payload.array(t), t.dtype, t.name)
         for t in payload.manifest.tensors
         if t.name.startswith(MODEL)
     }
 
 
-def _read(bits: Array, dtype: str) -> Array:
+def _read(bits: Array, dtype: str, name: str) -> Array:
+    if name.startswith(KNOWLEDGE):
+        return bits.astype(np.float64)  # whole millionths, but of something that has a mean
     return (bits.astype(np.uint32) << 16).view(np.float32) if dtype == "bf16" else bits
 
 
 def _tensor(array: Array, dtype: str) -> Tensor:
+    if dtype == "i32" and is_averaged(array):
+        return tensor_of(np.rint(array).astype(np.int32))
     if dtype != "bf16":
         return tensor_of(array)
     bits = np.asarray(array, np.float32).view(np.uint32)

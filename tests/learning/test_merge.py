@@ -322,3 +322,20 @@ def test_a_rule_that_does_not_grow_refuses_adapters() -> None:
     grown = child(floats(1), **{f"{MODEL}chain.1@n1.w.a": floats(1)})
     with pytest.raises(ModelError, match=r"'chain\.1@n1\.w\.a' is new"):
         merge(Adam(), None, payload(floats(0)), [grown], allocate)
+
+
+def test_the_knowledge_of_a_surrogate_is_averaged_in_whole_millionths() -> None:
+    def of(*known: int) -> Payload:
+        return pack({f"{MODEL}knowledge.a": np.array(known, np.int32)})
+
+    arenas: list[memoryview] = []
+
+    def allocate(total: int) -> memoryview:
+        arenas.append(memoryview(bytearray(total)))
+        return arenas[-1]
+
+    children = [Child(of(100, 200), 1, ()), Child(of(300, 201), 3, ())]
+    made = merge(Mean(), None, of(0, 0), children, allocate)
+    (merged,) = Payload(made.manifest, arenas[-1]).arrays(MODEL).values()
+    assert merged.dtype == np.int32
+    assert merged.tolist() == [250, 201]
