@@ -40,6 +40,9 @@ from aats.roles.owner import make_packet
 from aats.unlearning.level import STEPS, Level
 from aats.unlearning.past import Made, Past, sum_up
 
+NEVER = 1.0 + 1e-6
+"""A target that no metric reaches: the packet makes all its visits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -85,8 +88,12 @@ class Forgotten:
     after: Mapping[str, float] = field(default_factory=dict)
 
 
-def forget(order: Order) -> Forgotten:
+def forget(order: Order, *, quiet: bool = False) -> Forgotten:
     """Take contributions out; write the new model, the ledger with its record, and what else.
+
+    Args:
+        order: What to take out, and how.
+        quiet: Show nothing of the packet's way.
 
     Raises:
         ScenarioError: If there is nothing of that name, or the level is none for this model.
@@ -106,7 +113,7 @@ def forget(order: Order) -> Forgotten:
         folder.mkdir()
         start = folder / "start.safetensors"
         write_model(start, job.start)
-        home, payload = _send(past, job, folder, start)
+        home, payload = _send(past, job, folder, start, quiet)
         stops = tuple(r.node for r in home.chain if r.steps)
         travelled = Cost(home.spent.hops, 0.0, home.spent.bytes, 0.0)
         cost = sum_up(home.chain, travelled)
@@ -234,7 +241,7 @@ def _errand(past: Past, params: Mapping[str, Any], stops: Sequence[NodeId]) -> P
     config, size = past.config, len(past.scenario.nodes)
     return replace(
         config,
-        requirement=tuple(replace(t, value=1.0) for t in config.requirement),
+        requirement=tuple(replace(t, value=NEVER) for t in config.requirement),
         method=Plugin(config.method.name, dict(params)),
         policy=Plugin("itinerary", {"stops": [*stops]}),
         rendezvous=None,
@@ -283,7 +290,7 @@ def _new_folder(past: Past) -> Path:
     return past.run_dir / f"{past.config.name}.forget-{number}"
 
 
-def _send(past: Past, job: _Job, folder: Path, start: Path) -> tuple[Header, Payload]:
+def _send(past: Past, job: _Job, folder: Path, start: Path, quiet: bool) -> tuple[Header, Payload]:
     assert job.config is not None
     scenario = past.scenario
     nodes: dict[NodeId, NodeConfig] = dict(scenario.nodes)
@@ -295,7 +302,7 @@ def _send(past: Past, job: _Job, folder: Path, start: Path) -> tuple[Header, Pay
         seed=past.number * 1000 + number + len(scenario.packets),
     )  # fmt: skip
     errand = replace(scenario, nodes=nodes, packets=(config,), faults=())
-    delivered = _run(errand, folder, past.world)
+    delivered = _run(errand, folder, past.world, quiet)
     if len(delivered) != 1:
         limit = scenario.scenario.limit_s
         raise LocalError(f"{folder}: the packet did not come home in {limit:g} s; see its trace")
@@ -304,11 +311,14 @@ def _send(past: Past, job: _Job, folder: Path, start: Path) -> tuple[Header, Pay
     return header, payload
 
 
-def _run(scenario: Scenario, folder: Path, world: World) -> Mapping[Any, tuple[Header, Payload]]:
+def _run(
+    scenario: Scenario, folder: Path, world: World, quiet: bool
+) -> Mapping[Any, tuple[Header, Payload]]:
     from aats.run import Watch, run_live, run_simulated
 
     view = RunView()
-    with progress(view, f"{folder.name}: {len(scenario.nodes)} nodes, world {world}") as shown:
+    title = f"{folder.name}: {len(scenario.nodes)} nodes, world {world}"
+    with progress(view, title, quiet=quiet) as shown:
         watch = Watch(view, shown)
         if world is World.SIM:
             return run_simulated(scenario, folder, watch)
