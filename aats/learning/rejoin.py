@@ -46,7 +46,7 @@ def rejoin(
         ScenarioError: If its parameters are wrong.
     """
     mandate = task.header.mandate
-    method, guard, _ = method_of(mandate.method)
+    method, guard, measures = method_of(mandate.method)
     parts = [
         Child(payload, part.samples, part.nodes)
         for payload, part in zip(children, task.parts, strict=True)
@@ -57,7 +57,7 @@ def rejoin(
         arenas.append(allocate(total))
         return arenas[-1]
 
-    made = merge(merge_rule(task.rule), method, trunk, parts, arena)
+    made = merge(merge_rule(task.rule), method, trunk, parts, arena, measures)
     merged = Payload(made.manifest, arenas[-1] if arenas else trunk.arena)
     seed = seed_of("merge", mandate.seed, task.header.hop)
     before, _ = _judged(task.header, trunk, node, seed)
