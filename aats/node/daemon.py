@@ -58,6 +58,7 @@ from aats.node.events import (
     Started,
     TaskFailed,
     TaskFinished,
+    TaskSpoke,
     TransferFailed,
 )  # fmt: skip
 from aats.node.executor import Executor, Line, TaskError
@@ -427,8 +428,10 @@ class Daemon:
             case SaveState(name=name, value=value):
                 store.save_state(name, value)
             case RunTask(task_id=number, task=task):
-                if isinstance(task, FollowTask) or (isinstance(task, VisitTask) and task.partners):
-                    self._lines[number] = Line(self._put)
+                if isinstance(task, FollowTask):
+                    self._lines[number] = self._line(task.about)
+                elif isinstance(task, VisitTask) and task.partners:
+                    self._lines[number] = self._line(task.header)
                 self._running[number] = self._group.create_task(self._run_task(command))
             case TellTask(task_id=number, told=told):
                 if (line := self._lines.get(number)) is not None:
@@ -511,6 +514,15 @@ class Daemon:
             self._executor.start()
             self._stack.push_async_callback(self._executor.close)
         return self._executor
+
+    def _line(self, header: Header) -> Line:
+        """Return the line to a task that works with other nodes on this packet."""
+
+        def hear(event: TaskSpoke) -> None:
+            self._fault.reach(Moment.SPEAKING, header.hop)
+            self._put(event)
+
+        return Line(hear)
 
     async def _run_task(self, command: RunTask) -> None:
         number, task = command.task_id, command.task

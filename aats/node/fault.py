@@ -24,6 +24,8 @@ class Moment(StrEnum):
     """The receiver has the packet durably and has not said so."""
     WORKING = "working"
     """The task of the visit runs."""
+    SPEAKING = "speaking"
+    """The task of a visit, or of a partner in one, has said something to another node."""
     FORKED = "forked"
     """A packet's children are durable beside it, nothing is offered yet."""
     MERGING = "merging"

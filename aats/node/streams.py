@@ -414,7 +414,7 @@ class Streams:
         header = session.opening.header
         if reason and not session.is_ending:
             self._desk.trace(
-                "stream.lost", packet=header.id, hop=header.hop, node=node, reason=reason[:300]
+                "stream.lost", packet=header.id, hop=header.hop, partner=node, reason=reason[:300]
             )
         if session.task and not session.is_ending:
             self._desk.emit(TellTask(session.task, Lost(node)))

@@ -114,16 +114,17 @@ class Network:
     def run(
         self, nodes: Sequence[LiveNode], *, options: LiveOptions = OPTIONS,
         watch: Watch = lambda world, event: None, limit_s: float = 40.0,
-        seeds: Sequence[int] = (1,), **about: object,
+        seeds: Sequence[int] = (1,), make: Callable[..., tuple[Header, Payload]] = packet,
+        **about: object,
     ) -> Run:  # fmt: skip
-        """Run a packet for each seed (`about`: see `packet`) and return what came of them."""
+        """Run a packet for each seed (`about`: see `make`) and return what came of them."""
 
         async def go() -> Run:
             world = LiveWorld(nodes, self.directory, options, server=self.server)
             events = []
             async with world:
                 for seed in seeds:
-                    world.submit(*packet(world, seed=seed, **about))  # type: ignore[arg-type]
+                    world.submit(*make(world, seed=seed, **about))
                 async for event in world.events(limit_s):
                     events.append(event)
                     watch(world, event)
