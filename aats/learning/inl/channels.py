@@ -4,12 +4,13 @@ A channel stands at the end of an encoder. In training it gives the code that th
 with a graph for the backward pass, and its rate: the KL divergence from the link's prior, which
 is what ideal coding would take. At inference it gives real bytes.
 
+- `levels`: `tanh`, then the nearest of learnt levels; straight through in the backward pass. The
+  code is certain, so its KL is the surprise at it, which is what the range coder takes.
 - `gaussian`: the encoder gives mean and deviation; the code is drawn (reparameterised). On the
   wire in training as floats; at inference the mean is quantised, entropy-coded under the prior.
 - `dithered`: the code is the encoder's output, quantised with a learnt step and a dither that both
   ends know and the receiver takes off again (Schuchman 1964): the error is uniform and does not
   depend on the code. This is a uniform encoder distribution whose KL is what the coder takes.
-- `levels`: `tanh`, then the nearest of learnt levels, straight through in the backward pass.
 - `exact`: the numbers as they are.
 
 All that a channel learns belongs to the sender; `table` is what the receiver must know of it.
@@ -31,7 +32,7 @@ from aats.errors import ModelError
 from aats.learning.inl.coder import TOTAL, Table, decode, encode, normal_cdf, table_of
 from aats.payload import Array
 
-CHANNELS = ("dithered", "gaussian", "levels", "exact")
+CHANNELS = ("levels", "dithered", "gaussian", "exact")
 LEAST = 1e-3
 """Of a deviation and of a step."""
 FEWEST, MOST = 4, 256
@@ -352,7 +353,7 @@ class Dithered(Rated):
 
 
 class Levels(Channel):
-    """`tanh` and the nearest of learnt levels; entropy-coded by how often each was used."""
+    """`tanh` and the nearest of learnt levels; the prior is how often each was used."""
 
     def __init__(self, width: int, levels: int) -> None:
         super().__init__(width)
@@ -378,7 +379,7 @@ class Levels(Channel):
             if len(raw):
                 share = nn.functional.one_hot(symbols, self.levels).float().mean(0).reshape(-1)
                 self.used.mul_(FORGET).add_(share, alpha=1 - FORGET)
-        return Sent(code, torch.zeros(len(raw)), arrays)
+        return Sent(code, self._nats(squashed), arrays)
 
     def take(self, arrays: Mapping[str, Array], n: int, rng: np.random.Generator) -> Tensor:
         """Return the code of bytes and the table they came with, or of floats."""
@@ -402,10 +403,8 @@ class Levels(Channel):
             return self._points(torch.from_numpy(symbols.reshape(n, self.width)))
 
     def ideal_nats(self, raw: Tensor) -> Tensor:
-        """Return what the levels' frequencies say."""
-        share = self.used.reshape(self.width, self.levels).clamp(min=1.0 / TOTAL)
-        symbols = self._nearest(raw.tanh())
-        return -share.log().expand(len(raw), -1, -1).gather(2, symbols[..., None]).sum((1, 2))
+        """Return the surprise at the levels."""
+        return self._nats(raw.tanh())
 
     def table(self) -> dict[str, Array]:
         """Return levels and how often each is used."""
@@ -415,6 +414,16 @@ class Levels(Channel):
         points = self.points.detach().reshape(self.width, self.levels)
         near: Tensor = (squashed.detach()[..., None] - points).abs().argmin(2)
         return near
+
+    def _nats(self, squashed: Tensor) -> Tensor:
+        """Return [n], the surprise at the nearest levels; in the backward pass, at soft ones."""
+        points = self.points.detach().reshape(self.width, self.levels)
+        off = (squashed[..., None] - points).square()
+        soft = (-off * self.levels**2).softmax(2)
+        hard = nn.functional.one_hot(off.argmin(2), self.levels).float()
+        share = self.used.reshape(self.width, self.levels).clamp(min=1.0 / TOTAL)
+        nats: Tensor = -((hard + soft - soft.detach()) * share.log()).sum((1, 2))
+        return nats
 
     def _points(self, symbols: Tensor) -> Tensor:
         points = self.points.reshape(self.width, self.levels)

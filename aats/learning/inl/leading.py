@@ -92,7 +92,7 @@ class Meeting:
         self._share = shares(net)
         self._arrived: dict[str, Arrived] = {}
         self._own_step: tuple[Sent, Arrived] | None = None
-        self._place = np.min_scalar_type(max(0, len(ids) - 1))
+        self._place = np.int16 if len(ids) < 1 << 15 else np.int32
 
     def open(self, caution: float = 1.0) -> Script[None]:
         """Give each partner its encoder, learn which samples it has, and tell who is next to whom.

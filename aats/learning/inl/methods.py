@@ -273,8 +273,9 @@ def skill_of(work: Work) -> str:
     """Return the one skill of the work.
 
     Raises:
-        ModelError: If there are several.
+        ModelError: If there are several, or no labels here.
     """
     if len(work.plan.steps) != 1:
-        raise ModelError(f"skills {', '.join(work.plan.steps)}: views are of one skill")
+        known = ", ".join(work.plan.steps) or "none"
+        raise ModelError(f"skills whose labels are here: {known}; the leader needs those of one")
     return next(iter(work.plan.steps))

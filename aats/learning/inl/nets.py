@@ -249,7 +249,7 @@ def build_inl(config: Mapping[str, Any]) -> nn.Module:
     """Return an encoder for each view of a sample, joined by channels, and their decoders.
 
     Config: `views` ({view: table}), `classes`, `code` (8; width of each code), `channel`
-    ("dithered", "gaussian", "levels", "exact"), `levels` (4; of the channel of that name),
+    ("levels", "dithered", "gaussian", "exact"), `levels` (4; of the channel of that name),
     `fusion` ("concatenate", "attention"), `tokens` (32; width of the attention), `decoder` ([64];
     hidden widths), `satellites` (true). A view's table: `shape` (of its rows), `encoder` ("mlp",
     "cnn"), `hidden` ([128]; widths of an mlp, channels of a cnn), `into` ([""]; the views that get

@@ -17,6 +17,10 @@ MOST_PARTNERS = 256
 class AssembleRendezvous:
     """Assembles every other node in reach that holds wanted data, in the order of their names."""
 
+    at_data: bool = False
+    """Only where the packet is at a node with wanted data itself: a method whose leader needs
+    labels can do nothing anywhere else."""
+
     merge = "mean"
 
     def plan(
@@ -24,5 +28,7 @@ class AssembleRendezvous:
     ) -> Assemble | None:
         """Return the assembly; None where nobody else has anything to bring."""
         del header, now, rng
+        if self.at_data and not any(p.data and not p.links for p in partners):
+            return None
         others = tuple(p.node for p in partners if p.links and p.data)
         return Assemble(others[:MOST_PARTNERS]) if others else None
