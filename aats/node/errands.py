@@ -9,12 +9,16 @@ from __future__ import annotations
 from dataclasses import replace
 from math import inf
 
+from aats.ids import NodeId
 from aats.node.commands import SaveCustody
 from aats.node.custody import Copy, Doing, Status
 from aats.node.desk import Desk
 from aats.node.holdings import Holdings
 from aats.node.steps import Steps
 from aats.topology.stops import Candidate, StopKind
+
+PATIENCE = 3
+"""Waits for a stop that is not on the map, each twice as long as the one before."""
 
 
 class Errands:
@@ -37,9 +41,10 @@ class Errands:
             if stop is not None and stop.transfer_s < inf:
                 self._visit(copy, stop)
                 return True
-            if stop is not None and self._way_is_blocked(copy, stop):
-                self._steps.retry(copy, f"a way to {stop.node}")
+            if self._may_come(copy, errand.itinerary[0]):
+                self._steps.retry(copy, f"a way to {errand.itinerary[0]}")
                 return True
+            copy.failures = 0
             self._desk.trace("stop.left-out", packet=copy.key.packet, hop=copy.header.hop,
                              stop=errand.itinerary[0])  # fmt: skip
             copy.change(Status.WORKED, header=replace(copy.header, errand=errand.after_stop()))
@@ -53,11 +58,16 @@ class Errands:
         late = self._desk.now + way_s >= min(header.errand.until, header.mandate.deadline)
         return late or header.hops_left <= len(home.path) + 1
 
-    def _way_is_blocked(self, copy: Copy, stop: Candidate) -> bool:
-        """Return whether not the stop failed a moment ago, but the way to it."""
-        desk = self._desk
-        path = desk.map.path(desk.node, stop.node, copy.header.manifest.total)
-        return stop.node not in copy.avoid and path[:1] != (stop.node,) and bool(path)
+    def _may_come(self, copy: Copy, stop: NodeId) -> bool:
+        """Return whether a stop out of reach is worth waiting for.
+
+        One that failed a moment ago is not. Where the way to it did, there is one again soon; one
+        without any way is waited for a little: after a restart the map is empty.
+        """
+        if stop in copy.avoid:
+            return False
+        path = self._desk.map.path(self._desk.node, stop, copy.header.manifest.total)
+        return path[:1] != (stop,) if path else copy.failures < PATIENCE
 
     def _visit(self, copy: Copy, stop: Candidate) -> None:
         if stop.path:
