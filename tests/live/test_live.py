@@ -9,6 +9,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,6 +51,14 @@ def check(run: Run) -> None:
     assert header.chain[-1].kind is RecordKind.HOME
 
 
+def waiting(at: str, until: Path) -> Plugin:
+    """Return a method whose visit at one node lasts until there is such a file.
+
+    A visit takes less time than the look of the world into the nodes' events.
+    """
+    return Plugin("hostile", {"how": "wait", "at": at, "until": str(until)})
+
+
 def test_a_packet_goes_round_a_ring_and_comes_home_with_its_requirement(
     network: Network, make_ring: Ring
 ) -> None:
@@ -70,23 +79,34 @@ def test_a_packet_survives_a_kill_9_at_every_moment_of_a_hop(
         FaultPoint(Moment.WORKED, 2), FaultPoint(Moment.SENDING, 3),
         FaultPoint(Moment.RELEASED, 3),
     ]  # fmt: skip
-    run = network.run(make_ring(4, deaths=points), hops=40, target=0.97)
+    # Between two nodes there is one way; so little is learnt that the last to die works again.
+    method = Plugin("surrogate", {"tau": 120.0})
+    run = network.run(make_ring(2, deaths=points), hops=40, method=method)
     check(run)
-    died = run.of("node.died")
-    assert len(died) >= len(points) - 1
-    assert {e["code"] for e in died} == {-signal.SIGKILL}
+    assert [e["code"] for e in run.of("node.died")] == [-signal.SIGKILL] * len(points)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hop", [0, 1, 2])
 @pytest.mark.parametrize("moment", list(Moment))
 def test_a_packet_survives_a_kill_9_at_one_moment(
-    network: Network, make_ring: Ring, moment: Moment, hop: int
+    network: Network, make_ring: Ring, tmp_path: Path, moment: Moment, hop: int
 ) -> None:
-    run = network.run(make_ring(4, deaths=[FaultPoint(moment, hop)]), hops=40)
+    is_over = tmp_path / "over"
+
+    def note(world: LiveWorld, event: TraceEvent) -> None:
+        if event["event"] == "node.died":
+            is_over.touch()
+
+    arrives_at_hop_0 = hop == 0 and moment in (Moment.RECEIVING, Moment.STORED)
+    if arrives_at_hop_0:
+        is_over.touch()
+    run = network.run(
+        make_ring(4, deaths=[FaultPoint(moment, hop)]), watch=note, hops=40, target=0.97,
+        method=waiting("n3", is_over),
+    )  # fmt: skip
     check(run)
-    arrives_at_hop_0 = moment in (Moment.RECEIVING, Moment.STORED)
-    assert bool(run.of("node.died")) != (hop == 0 and arrives_at_hop_0)
+    assert bool(run.of("node.died")) != arrives_at_hop_0
 
 
 def test_a_receiver_killed_amid_a_transfer_resumes_it(network: Network, make_ring: Ring) -> None:
@@ -104,18 +124,22 @@ def test_a_receiver_killed_amid_a_transfer_resumes_it(network: Network, make_rin
 
 
 def test_a_node_killed_from_outside_while_it_works_is_no_loss(
-    network: Network, make_ring: Ring
+    network: Network, make_ring: Ring, tmp_path: Path
 ) -> None:
-    killed = []
+    killed, may_go_on = [], tmp_path / "go-on"
 
     def kill_once(world: LiveWorld, event: TraceEvent) -> None:
-        if event["event"] == "visit.started" and event["hop"] == 2 and not killed:
-            killed.append(event["node"])
+        if event["event"] == "visit.started" and event["node"] == "n2" and not killed:
+            killed.append(event)
             world.kill(event["node"])
+        if event["event"] == "node.died":
+            may_go_on.touch()
 
-    run = network.run(make_ring(4), watch=kill_once)
+    run = network.run(make_ring(4, times=TIMES), watch=kill_once, method=waiting("n2", may_go_on))
     check(run)
-    assert killed
+    assert [(e["node"], e["code"]) for e in run.of("node.died")] == [("n2", -signal.SIGKILL)]
+    begun = [e["hop"] for e in run.of("visit.started") if e["node"] == "n2"]
+    assert begun[:2] == [killed[0]["hop"]] * 2
 
 
 def test_a_node_that_stays_dead_with_the_packet_costs_no_more_than_its_work(
@@ -124,14 +148,20 @@ def test_a_node_that_stays_dead_with_the_packet_costs_no_more_than_its_work(
     dead = []
 
     def bury(world: LiveWorld, event: TraceEvent) -> None:
-        if event["event"] == "visit.started" and event["hop"] == 2 and not dead:
-            dead.append(event["node"])
+        if event["event"] == "visit.started" and event["node"] == "n2" and not dead:
+            dead.append(event)
             world.take_down(event["node"])
 
-    run = network.run(make_ring(5), watch=bury, hops=40)
+    method = Plugin("hostile", {"how": "hang", "at": "n2"})
+    run = network.run(make_ring(5), watch=bury, hops=40, method=method)
     check(run)
     assert run.of("packet.regenerated")
-    assert dead[0] not in {e["node"] for e in run.of("visit.finished") if e["hop"] > 2}
+    visits = {(e["node"], e["hop"]) for e in run.of("visit.finished")}
+    before = {(node, hop) for node, hop in visits if hop < dead[0]["hop"]}
+    (delivered,) = run.delivered
+    assert before
+    assert before <= {(r.node, r.hop) for r in delivered.header.chain}
+    assert "n2" not in {node for node, _ in visits}
 
 
 @pytest.mark.parametrize("how", ["segfault", "memory", "hang"])
@@ -139,7 +169,7 @@ def test_a_method_that_harms_its_process_is_a_refused_visit(
     network: Network, make_ring: Ring, how: str
 ) -> None:
     work = WorkSettings(memory_bytes=1 << 28)
-    plans = make_ring(3, times={**TIMES, "task_timeout_s": 1.0}, work=work)
+    plans = make_ring(3, times={**TIMES, "task_timeout_s": 3.0}, work=work)
     run = network.run(plans, method=Plugin("hostile", {"how": how, "at": "n1"}), hops=5)
     (delivered,) = run.delivered
     check_chain(delivered.header.chain)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import time
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
 
-from aats.learning.method import Carry, Plan, Stop, Work, passes
+from aats.learning.method import Plan, Stop
+from aats.learning.surrogate import SurrogateMethod
+
+POLL_S = 0.01
 
 
 @dataclass(frozen=True)
-class Hostile:
-    """A method that does at one node what a method must not do, and learns nothing elsewhere."""
+class Hostile(SurrogateMethod):
+    """The surrogate, but at one node it does what a method must not do."""
 
     how: str = ""
     at: str = ""
-    name: ClassVar[str] = "hostile"
+    until: str = ""
+    """File that ends a wait."""
 
     def plan(self, stop: Stop) -> Plan | None:
         if stop.node == self.at and self.how == "segfault":
@@ -25,8 +30,6 @@ class Hostile:
             _ = [bytearray(1 << 24) for _ in range(64)]
         while stop.node == self.at and self.how == "hang":
             signal.pause()
-        return passes(stop, 1, 32)
-
-    def train(self, model: Any, work: Work) -> Carry | None:
-        work.take_all()
-        return None
+        while stop.node == self.at and self.how == "wait" and not Path(self.until).exists():
+            time.sleep(POLL_S)
+        return super().plan(stop)
