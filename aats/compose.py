@@ -199,6 +199,10 @@ def build_packets(
                 load(plugin)
             except LocalError as error:
                 raise ScenarioError(f"{place}.{key}", plugin.name, str(error)) from error
+        try:
+            method_of(config.method)[2].check(config.model)
+        except ModelError as error:
+            raise ScenarioError(f"{place}.model", config.model.name, str(error)) from error
         skills = {t.skill for t in config.requirement}
         try:
             header, payload = make_packet(

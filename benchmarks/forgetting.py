@@ -38,7 +38,7 @@ from aats.simulate import simulate
 
 SKILL = "images"
 NODES = ("a", "b", "c", "d", "e")
-METHOD = {"name": "sequential", "batch_size": 32, "lr": 0.05, "decay": 1.0, "clip": 0.0}
+METHOD = {"name": "sequential", "batch_size": 32, "lr": 0.05, "decay": 1.0}
 OPEN = {"rollback_drop": 1.0, "rollback_loss": 1e9}
 """No visit is undone for what it forgot: the guard would hide what is measured."""
 ONE_PASS, FIVE_PASSES = (1, 100), (5, 20)

@@ -23,6 +23,7 @@ from aats.bounds import Between
 from aats.config import scenario as sc
 from aats.ids import NodeId
 from aats.learning.datasets import SOURCES
+from aats.learning.measures.options import Measures
 from aats.learning.method import Guard
 from aats.learning.partition import PARTITIONERS
 from aats.packet import Architecture, Plugin, Target
@@ -236,6 +237,9 @@ def _methods() -> Iterator[str]:
     yield "### Guard of every method"
     yield _first_line(Guard)
     yield _key_table(Guard)
+    yield "### Counter-measures of every method"
+    yield _first_line(Measures)
+    yield _key_table(Measures)
 
 
 def _policies() -> Iterator[str]:

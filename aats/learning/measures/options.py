@@ -80,6 +80,11 @@ class Measures:
     """Radius: the gradient is taken this far up the slope (sharpness-aware). 0: off."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, wanted = getattr(self, field.name), type(field.default)
+            if wanted in (bool, int) and type(value) is not wanted:
+                kind = "true or false" if wanted is bool else "a whole number"
+                raise ValueError(f"{field.name} is {value!r}, allowed is {kind}")
         for name in ("proximal", "ewc", "ema", "sam", "replay_epsilon", "replay_clip"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, allowed is 0 or above")
