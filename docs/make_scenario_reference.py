@@ -72,6 +72,8 @@ def reference() -> str:
         *_models(),
         *_methods(),
         *_policies(),
+        *_plain_plugins("Rendezvous", "aats.rendezvous"),
+        *_plain_plugins("Merge rule", "aats.merges"),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -249,6 +251,15 @@ def _policies() -> Iterator[str]:
         yield _plain(inspect.getdoc(policy) or "")
         if fields(policy):
             yield _key_table(policy)
+
+
+def _plain_plugins(title: str, group: str) -> Iterator[str]:
+    for name in names(group):
+        plugin = load(group, name)
+        yield f"### {title} `{name}`"
+        yield _plain(inspect.getdoc(plugin) or "")
+        if fields(plugin):
+            yield _key_table(plugin)
 
 
 def page() -> str:

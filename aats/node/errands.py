@@ -81,7 +81,7 @@ class Errands:
         desk, key, sender = self._desk, copy.key, copy.row.sender
         trunk = self._held.trunk_of(copy)
         if trunk is None or not self._is_wanted(copy, trunk):
-            desk.trace("child.unwanted", packet=key.packet, hop=copy.header.hop)
+            desk.trace("packet.unwanted", packet=key.packet, hop=copy.header.hop)
             self._held.drop(copy)
             self._steps.report(sender, key)
             return
@@ -89,7 +89,7 @@ class Errands:
         for name in ("alive", "follow", "retry"):
             desk.timers.cancel((name, key))
         desk.emit(SaveCustody(copy.change(Status.RESTING)))
-        desk.trace("child.back", packet=key.packet, hop=copy.header.hop)
+        desk.trace("packet.back", packet=key.packet, hop=copy.header.hop)
         self._steps.report(sender, key)
         self._steps.gather(trunk)
 

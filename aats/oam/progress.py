@@ -10,11 +10,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from aats.ids import PacketId, trunk_of
 from aats.oam.view import Event, PacketView, RunView
 
 TELLING = {
     "packet.submitted", "visit.finished", "visit.failed", "verdict", "packet.home",
-    "packet.regenerated", "packet.refused", "packet.rerouted", "node.restarted", "node.died",
+    "packet.forked", "packet.merged", "merge.failed", "packet.regenerated",
+    "packet.refused", "packet.rerouted", "node.restarted", "node.died",
     "node.given-up",
 }  # fmt: skip
 """Events worth a plain line."""
@@ -125,7 +127,7 @@ class PlainLines:
         """Write a line if the event is worth one."""
         if event["event"] not in TELLING:
             return
-        packet = self._view.packets.get(str(event.get("packet", "")))
+        packet = self._view.packets.get(trunk_of(event.get("packet", PacketId(""))))
         if packet is None:
             self.say(f"{event['event']} {event['node']}")
             return

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from aats.ids import trunk_of
+
 Event = Mapping[str, Any]
 """One line of `events.jsonl`: `t` (seconds), `node`, `event`, and fields of its own."""
 
@@ -55,6 +57,11 @@ class PacketView:
     regenerated: int = 0
     rolled_back: int = 0
     refusals: int = 0
+    rounds: int = 0
+    """Merges of children so far."""
+    visits_of_children: int = 0
+    away: int = 0
+    """Children on their way."""
     _at: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -92,10 +99,13 @@ class RunView:
         self.last_t = max(self.last_t, float(event["t"]))
         name = event["event"]
         if "packet" in event:
-            packet = self.packets.get(event["packet"])
+            trunk = trunk_of(event["packet"])
+            packet = self.packets.get(trunk)
             if packet is None:
-                packet = self.packets[event["packet"]] = PacketView(event["packet"])
-            handler = getattr(self, "_" + name.replace(".", "_"), None)
+                packet = self.packets[trunk] = PacketView(trunk)
+            is_trunk = trunk == event["packet"]
+            what = "_" if is_trunk else "_child_"
+            handler = getattr(self, what + name.replace(".", "_"), None)
             if handler is not None:
                 handler(packet, event)
 
@@ -137,6 +147,34 @@ class RunView:
                 Point(event["hop"], event["bytes"], event["t"], skill, found["value"],
                       found["source"])
             )  # fmt: skip
+
+    def _packet_forked(self, packet: PacketView, event: Event) -> None:
+        packet.away = len(event["children"])
+        packet.doing = f"waits for {packet.away} children"
+
+    def _packet_merged(self, packet: PacketView, event: Event) -> None:
+        packet.rounds += 1
+        packet.away = 0
+        packet.stops.append((event["hop"], event["node"], "merge"))
+        packet.doing = f"merged {len(event['merged'])} children"
+        self._measure(packet, event)
+
+    def _child_packet_back(self, packet: PacketView, event: Event) -> None:
+        packet.away -= 1
+        packet.doing = f"waits for {packet.away} children"
+
+    def _child_visit_finished(self, packet: PacketView, event: Event) -> None:
+        packet.visits_of_children += 1
+        packet.rolled_back += event["action"] == "rolled-back"
+
+    def _child_visit_failed(self, packet: PacketView, event: Event) -> None:
+        packet.refusals += 1
+
+    def _child_packet_refused(self, packet: PacketView, event: Event) -> None:
+        packet.refusals += 1
+
+    def _child_packet_regenerated(self, packet: PacketView, event: Event) -> None:
+        packet.regenerated += 1
 
     def _visit_failed(self, packet: PacketView, event: Event) -> None:
         packet.refusals += 1
@@ -193,4 +231,6 @@ class RunView:
             "probe_bytes": int(packet.probe_bytes),
             "seconds": round(packet.seconds, 6),
             "route": packet.route,
+            **({"rounds": packet.rounds, "visits_of_children": packet.visits_of_children}
+               if packet.visits_of_children else {}),
         }  # fmt: skip

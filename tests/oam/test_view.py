@@ -59,6 +59,27 @@ def told(events: list[dict[str, Any]]) -> RunView:
     return view
 
 
+def test_a_packets_children_are_told_of_in_its_view() -> None:
+    child = {"packet": "p~0-0-0"}
+    view = told(
+        [
+            *STORY[:1],
+            event(5.1, "a", "packet.forked", hop=0, children=["p~0-0-0", "p~0-0-1"], within_s=9.0),
+            event(6.0, "b", "packet.received", hop=1, epoch=0, sender="a", wire_bytes=10) | child,
+            event(7.0, "b", "visit.finished", action="train") | child,
+            event(8.0, "a", "packet.back", hop=2) | child,
+            event(9.0, "a", "packet.merged", hop=3, bytes=50.0, seconds=0.1, skills=skill(0.8),
+                  merged=["p~0-0-0"], missing=["p~0-0-1"]),
+        ]
+    )  # fmt: skip
+    (packet,) = view.packets.values()
+    assert (packet.where, packet.rounds, packet.visits_of_children) == ("a", 1, 1)
+    assert packet.skills["s"]["value"] == 0.8
+    assert packet.doing == "merged 1 children"
+    assert view.result(packet)["rounds"] == 1
+    assert view.result(packet)["route"] == ["a"]
+
+
 def test_a_regenerated_packet_s_route_is_that_of_the_living_copy() -> None:
     packet = told(STORY).packets["p"]
     assert packet.route == ["a", "b", "d", "a"]
