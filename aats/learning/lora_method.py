@@ -30,7 +30,7 @@ class LoraMethod:
     """Passes over the node's rows at a visit."""
     batch_size: int = 32
     lr: float = 0.1
-    momentum: float = 0.9
+    momentum: float = 0.0
     clip: float = 1.0
     """Largest gradient norm; 0 for none."""
     max_steps: int = 0

@@ -18,7 +18,7 @@ from aats.payload import MODEL, Payload
 from aats.simulate import simulate
 
 BASE = {"name": "mlp", "features": 64, "hidden": [64], "classes": 10}
-METHOD = {"name": "lora", "max_steps": 6, "rollback_drop": 1.0, "rollback_loss": 1000.0}
+METHOD = {"name": "lora", "lr": 0.5, "max_steps": 6, "rollback_drop": 1.0, "rollback_loss": 1000.0}
 
 
 def run(
