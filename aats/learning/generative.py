@@ -30,9 +30,6 @@ from aats.roles.data import Labels
 
 PREFIX = f"{STATE}generative."
 CLOSED, TRAINED = "closed", "trained"
-NEVER = -1e3
-"""Logit, in nats below chance, of a class that no node had."""
-
 Floats = npt.NDArray[np.float64]
 
 
@@ -105,13 +102,16 @@ class Moments:
         return means, wide
 
     def head(self, ridge: float) -> tuple[Floats, Floats]:
-        """Return weight [C, d] and bias [C] of the discriminant; absent classes get `NEVER`."""
-        means, spread = self.gaussians(ridge)
-        known = np.linalg.solve(spread, means.T).T
-        weight, bias = np.zeros(self.total.shape), np.full(len(self.count), NEVER)
-        weight[self.present] = known
-        prior = np.log(self.count[self.present] / self.count.sum())
-        bias[self.present] = prior - 0.5 * (means * known).sum(1)
+        """Return weight [C, d] and bias [C] of the discriminant.
+
+        A class that no node had is given one row, the mean of all.
+        """
+        present, spread = self.gaussians(ridge)
+        total = float(self.count.sum())
+        means = np.tile(self.total.sum(0) / total, (len(self.count), 1))
+        means[self.present] = present
+        weight: Floats = np.linalg.solve(spread, means.T).T
+        bias: Floats = np.log(np.maximum(self.count, 1.0) / total) - 0.5 * (means * weight).sum(1)
         return weight, bias
 
 
@@ -169,7 +169,8 @@ class GenerativeMethod:
             )
         if self.head == CLOSED:
             for skill, moments in known.items():
-                _set(heads[skill], *moments.head(self.ridge))
+                if len(moments.present):
+                    _set(heads[skill], *moments.head(self.ridge))
             if not work.steps:
                 work.take_all()
         elif not work.steps:

@@ -8,7 +8,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from aats.errors import ModelError, ScenarioError
 from aats.ids import NodeId
-from aats.learning.generative import NEVER, PREFIX, GenerativeMethod, Moments
+from aats.learning.generative import PREFIX, GenerativeMethod, Moments
 from aats.learning.method import Guard, method_of
 from aats.learning.weights import initial_payload
 from aats.packet import Architecture, EstimateSource, Plugin
@@ -102,15 +102,23 @@ def test_a_trained_head_remembers_earlier_classes(visits: int) -> None:
     assert trusted(packet) > 0.85
 
 
-def test_a_class_nobody_had_is_never_said_and_a_rare_one_does_not_leave() -> None:
-    packet = walk()
-    packet.visit(GenerativeMethod(), of_class(1), NodeId("a"), OPEN)
-    bias = packet.payload.arrays(MODEL)[f"{MODEL}3.bias"]
-    assert bias[0] == bias[2] == NEVER
+def test_a_class_nobody_had_is_hardly_said() -> None:
+    data = blobs(300)
+    kept = data.train_y > 0
+    moments = Moments.of(data.train_x[kept], data.train_y[kept], CLASSES, 2)
+    weight, bias = moments.head(0.1)
+    said = (data.train_x[kept] @ weight.T + bias).argmax(1)
+    assert (said == 0).mean() < 0.05
+    assert (said == data.train_y[kept]).mean() > 0.9
+
+
+def test_a_rare_class_does_not_leave() -> None:
     rare = walk()
+    before = np.array(rare.payload.arrays(MODEL)[f"{MODEL}3.weight"])
     rare.visit(GenerativeMethod(minimum=1000), of_class(1), NodeId("a"), OPEN)
-    assert not rare.payload.arrays(STATE)[f"{PREFIX}count.{SKILL}"].any()
-    assert not rare.payload.arrays(STATE)[f"{PREFIX}outer.{SKILL}"].any()
+    for part in ("count", "total", "outer"):
+        assert not rare.payload.arrays(STATE)[f"{PREFIX}{part}.{SKILL}"].any()
+    np.testing.assert_array_equal(rare.payload.arrays(MODEL)[f"{MODEL}3.weight"], before)
 
 
 def test_two_classes_with_one_output_get_log_odds() -> None:
