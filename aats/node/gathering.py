@@ -107,7 +107,7 @@ class Gathering:
 
     def _takes_part(self, node: NodeId) -> bool:
         advert = self._desk.map.advert(node)
-        return advert is not None and advert.policy.streams
+        return advert is not None and advert.policy.streams and advert.compute.samples_per_s > 0
 
     def _can_afford(self, header: Header, plan: Fork, home: Candidate) -> bool:
         """Return whether the hops left are enough for every errand, and for the way home."""

@@ -69,7 +69,8 @@ class _World:
                 wait_s, lambda: self.done(node, player.time_out())
             )
         elif player.ended and node != self._leader:
-            self._tell_lost(node)
+            slowest = max((d for (who, _), d in self._delay_s.items() if who == node), default=0.0)
+            self.kernel.after(slowest, lambda: self._tell_lost(node))  # what it said comes first
 
     def _send(self, node: NodeId, send: Send) -> None:
         if send.to not in (*self._data, self._leader):
