@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from aats import wire
 from aats.errors import LocalError, StoreFullError, WireError
 from aats.identity import Identity
-from aats.ids import CustodyKey, NodeId, Version, new_packet_id
+from aats.ids import CustodyKey, NodeId, PacketId, Version, branch_name, new_packet_id
 from aats.ledger.record import seal
 from aats.lineage import Record, RecordKind
 from aats.node.events import CustodyRow
-from aats.packet import UNLIMITED, Architecture, Header, Mandate, Owner, PacketKind, Plugin
+from aats.packet import UNLIMITED, Architecture, Errand, Header, Mandate, Owner, PacketKind, Plugin
 from aats.payload import Manifest, Payload, pack
 from aats.spool import CHUNK_BYTES, POOL_FILES, Part, map_private, plan, size_of
 from aats.store import PARTS_KEPT, SEEN_KEPT, NodeStore
@@ -441,6 +441,89 @@ def test_a_kill_while_an_outcome_is_saved_leaves_the_old_or_the_new(
     assert store.rows() == (row_of(KEY, expected.manifest, status),)
     assert len(store.records()) == (0 if step == "named" else 1)
     assert bytes(store.payload(KEY).arena) == bytes(expected.arena)
+    assert len(files(store)) == 1
+    store.close()
+
+
+CHILDREN = tuple(
+    CustodyKey(PacketId(KEY.packet + branch_name(KEY.hop, KEY.epoch, i)), KEY.hop, KEY.epoch)
+    for i in range(3)
+)
+
+
+def child_row(key: CustodyKey, manifest: Manifest) -> CustodyRow:
+    row = row_of(replace(key, packet=KEY.packet), manifest, "worked")
+    branch = key.packet.removeprefix(KEY.packet)
+    header = replace(row.header, branch=branch, errand=Errand(), rendezvous=ME.node)
+    return replace(row, key=key, header=header)
+
+
+def forked(store: NodeStore, checkpoint: Callable[[str], None] = lambda step: None) -> None:
+    """Take a packet and let it fork."""
+    take(store, KEY, SMALL)
+    store._checkpoint = checkpoint
+    rows = [child_row(key, SMALL.manifest) for key in CHILDREN]
+    store.save(row_of(KEY, SMALL.manifest, "worked"), [record_of(KEY, 3)], children=rows)
+
+
+def merged(store: NodeStore, outcome: Payload) -> None:
+    store.outcome_path(4).write_bytes(outcome.arena)
+    row = row_of(KEY, outcome.manifest, "worked")
+    store.save(row, [record_of(KEY, 4)], outcome=4, dropped=CHILDREN)
+
+
+def test_children_share_the_file_of_their_trunk_as_long_as_one_needs_it(store: NodeStore) -> None:
+    forked(store)
+    for _ in range(2):
+        assert {row.key for row in store.rows()} == {KEY, *CHILDREN}
+        assert files(store) == {f"{KEY}.pkt"}
+        for key in CHILDREN:
+            assert bytes(store.payload(key).arena) == bytes(SMALL.arena)
+        reopened(store)
+    store.drop(CHILDREN[0])
+    store.outcome_path(7).write_bytes(TRAINED.arena)
+    store.save(child_row(CHILDREN[1], TRAINED.manifest), outcome=7)
+    assert bytes(store.payload(KEY).arena) == bytes(SMALL.arena)
+    assert bytes(store.payload(CHILDREN[2]).arena) == bytes(SMALL.arena)
+    merged(store, TRAINED)
+    take(store, OTHER, SMALL)  # takes a file that is free, and writes over it
+    reopened(store)
+    assert {row.key for row in store.rows()} == {KEY, OTHER}
+    assert set(store.seen()) == set(CHILDREN)
+    assert bytes(store.payload(KEY).arena) == bytes(TRAINED.arena)
+    assert len(files(store)) == 2
+
+
+TRAINED = tensors(5, w=100, b=3)
+
+
+@pytest.mark.parametrize("step", ["named", "committed", "cleaned"])
+def test_a_kill_while_a_packet_forks_leaves_all_children_or_none(tmp_path: Path, step: str) -> None:
+    dies(lambda: forked(NodeStore(tmp_path), at(step)))
+    store = NodeStore(tmp_path)
+    keys = {KEY} if step == "named" else {KEY, *CHILDREN}
+    assert {row.key for row in store.rows()} == keys
+    assert len(store.records()) == len(keys) // 4
+    for key in keys:
+        assert bytes(store.payload(key).arena) == bytes(SMALL.arena)
+    store.close()
+
+
+@pytest.mark.parametrize("step", ["named", "committed", "cleaned"])
+def test_a_kill_while_children_are_merged_leaves_them_or_the_trunk(
+    tmp_path: Path, step: str
+) -> None:
+    def work() -> None:
+        store = NodeStore(tmp_path)
+        forked(store)
+        store._checkpoint = at(step)
+        merged(store, TRAINED)
+
+    dies(work)
+    store = NodeStore(tmp_path)
+    keys, payload = ({KEY, *CHILDREN}, SMALL) if step == "named" else ({KEY}, TRAINED)
+    assert {row.key for row in store.rows()} == keys
+    assert bytes(store.payload(KEY).arena) == bytes(payload.arena)
     assert len(files(store)) == 1
     store.close()
 
