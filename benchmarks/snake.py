@@ -7,7 +7,8 @@ three cycles. Bytes are what the packet's own account says, ledger and all; tens
 counted besides.
 
     python benchmarks/snake.py                  # 500 rows a node, 12 cycles, 3 seeds (orders: 5)
-    python benchmarks/snake.py --quick          # handwritten digits, a smaller VGG, 1 seed
+    python benchmarks/snake.py --digits         # handwritten digits, a smaller VGG
+    python benchmarks/snake.py --quick          # the same, 6 cycles, 1 seed
 
 Needs fashion_mnist_15k.npz in AATS_DATA or ../shared/data/fashion-mnist, digits otherwise.
 """
@@ -71,14 +72,18 @@ class Data:
     model: Mapping[str, Any]
     rows: int
     """Of each node; 0: all there are, by share."""
+    batch_size: int = 32
 
 
-def data_of(quick: bool, rows: int) -> Data:
-    """Return Fashion-MNIST where the file is, handwritten digits otherwise."""
+def data_of(digits: bool, rows: int) -> Data:
+    """Return Fashion-MNIST where the file is, handwritten digits otherwise.
+
+    Of the digits a node has some 140 rows: in batches of 16, that there are steps enough.
+    """
     root = os.environ.get("AATS_DATA") or (str(FASHION) if (FASHION / FILE).exists() else "")
-    if quick or not root:
+    if digits or not root:
         model = {"name": "vgg", "side": 8, "width": 4, "classes": 10}
-        return Data({"name": "digits"}, "", model, 0)
+        return Data({"name": "digits"}, "", model, 0, batch_size=16)
     model = {"name": "vgg", "side": 28, "width": 8, "classes": 10}
     return Data({"name": "fashion-mnist"}, root, model, rows)
 
@@ -258,7 +263,8 @@ def ways(seeds: int, order_seeds: int, skew: float) -> list[Way]:
 
 def one(data: Data, way: Way, seed: int, cycles: int) -> Journey:
     """Measure one way on one seed."""
-    return travel(tables(data, way.shape, way.method, seed, way.alpha, way.rendezvous), cycles)
+    method = {"batch_size": data.batch_size, **way.method}
+    return travel(tables(data, way.shape, method, seed, way.alpha, way.rendezvous), cycles)
 
 
 def all_ways(
@@ -397,6 +403,7 @@ def parsed() -> argparse.Namespace:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="digits, 6 cycles, 1 seed")
+    parser.add_argument("--digits", action="store_true", help="handwritten digits, small VGG")
     parser.add_argument("--rows", type=int, default=500, help="of each node (500)")
     parser.add_argument("--cycles", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
@@ -411,8 +418,8 @@ def main() -> int:
     args = parsed()
     if args.quick:
         args.cycles, args.seeds, args.order_seeds = 6, 1, 1
-    data = data_of(args.quick, args.rows)
-    width = 4 if args.quick else 64
+    is_small = args.quick or args.digits
+    data, width = data_of(is_small, args.rows), 4 if is_small else 64
     tell: Callable[[str, Sequence[dict[str, Any]]], None] = common.show
     moved = bytes_of({"name": "vgg", "width": width, "classes": 10})
     tell(f"Tensors moved by a cycle of nine visits, VGG-11 of width {width}", moved)
