@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import ceil
+from math import ceil, inf
 
 from aats.advert import Partner
 from aats.errors import LocalError
@@ -60,7 +60,9 @@ class Gathering:
     def seek(self, copy: Copy, phase: Phase) -> bool:
         """Let the packet's rendezvous plan; return whether it took over."""
         desk, header = self._desk, copy.header
-        if header.mandate.rendezvous is None or header.branch or phase is not Phase.SEEK:
+        if header.mandate.rendezvous is None or header.branch or phase is Phase.RETURN:
+            return False
+        if phase is Phase.VERIFY and self._can_be_verified(copy):
             return False
         if copy.failures >= ROUNDS_IN_VAIN:
             return False
@@ -79,6 +81,10 @@ class Gathering:
         else:
             self._steps.back(copy, home)
         return True
+
+    def _can_be_verified(self, copy: Copy) -> bool:
+        stops = self._steps.look(copy).candidates
+        return any(c.kind is StopKind.MPVU and c.transfer_s < inf for c in stops)
 
     def _plan(self, copy: Copy, there: tuple[Partner, ...]) -> Plan | None:
         """Return what the packet's rendezvous plans; None if it fails."""
@@ -150,7 +156,11 @@ class Gathering:
                 self._steps.decide(child)
 
     def _child(self, header: Header, fork: Record, number: int, errand: Errand) -> Header:
-        """Return the header of one child: with the fork's record for all before it."""
+        """Return the header of one child: with the fork's record for all before it.
+
+        What was seen on the way is for a policy; a child with an itinerary needs none.
+        """
+        steered = not errand.itinerary
         visits = min(errand.visits, len(errand.itinerary)) if errand.itinerary else errand.visits
         return replace(
             header,
@@ -158,6 +168,8 @@ class Gathering:
             errand=replace(errand, visits=visits),
             rendezvous=self._desk.node,
             chain=(header.chain[0], fork),
+            journal=header.journal if steered else (),
+            probed=header.probed if steered else (),
             manifest=_travelling(header.manifest),
         )
 
