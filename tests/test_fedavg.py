@@ -28,7 +28,9 @@ CLIENTS = ("a", "b", "c", "d")
 ROUNDS = 4
 
 
-def scenario(rendezvous: dict[str, Any], **method: Any) -> Scenario:
+def scenario(
+    rendezvous: dict[str, Any], *, reference: int = 32, held_out: float = 0.2, **method: Any
+) -> Scenario:
     """Return a scenario: an owner without data in the midst of four unequal clients."""
     return build(
         {
@@ -44,7 +46,8 @@ def scenario(rendezvous: dict[str, Any], **method: Any) -> Scenario:
                     "blobs": {
                         "source": {"name": "synthetic", "samples": 300, "classes": 3},
                         "partition": {"name": "dirichlet", "alpha": 0.5},
-                        "reference": 32,
+                        "reference": reference,
+                        "held_out": held_out,
                     }
                 }
             },
@@ -113,6 +116,15 @@ def test_simulated_averaging_is_the_plain_loop(
     assert [[turn.node for turn in turns] for turns in rounds] == [list(CLIENTS)] * ROUNDS
     assert header.trained["cycle"] == ROUNDS
     check_same(payload, plain(made, header, rounds, **settings))
+
+
+def test_rounds_go_on_where_nothing_tells_how_good_the_model_is() -> None:
+    made = scenario({"name": "fedavg", "rounds": 6}, reference=0, held_out=0.0)
+    header, payload = the_only(run_simulated(made, None, watch()))
+    assert not header.skills
+    rounds = rounds_of(header)
+    assert len(rounds) == 6
+    check_same(payload, plain(made, header, rounds))
 
 
 def test_some_clients_a_round_are_drawn_anew() -> None:
