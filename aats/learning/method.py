@@ -20,6 +20,7 @@ own is a class with a `plan` and a loop over minibatches:
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -393,9 +394,7 @@ def method_of(plugin: Plugin) -> tuple[Method, Guard, Measures]:
 
 
 def _fields(factory: Callable[..., Any]) -> frozenset[str]:
-    if not dataclasses.is_dataclass(factory):
-        return frozenset()
-    return frozenset(f.name for f in dataclasses.fields(factory) if f.init)
+    return frozenset(inspect.signature(factory).parameters)
 
 
 def _installed(name: str) -> Callable[..., Method]:

@@ -40,6 +40,8 @@ def test_what_a_method_has_itself_is_the_methods() -> None:
     method, _, measures = method_of(Plugin("own-temperature", {"temperature": 3.0, "distil": 0.5}))
     assert method == Own(3.0)
     assert measures == Measures(distil=0.5)
+    methods.local("own-function", lambda temperature: Own(temperature))
+    assert method_of(Plugin("own-function", {"temperature": 2.0}))[0] == Own(2.0)
 
 
 @pytest.mark.parametrize(
