@@ -26,6 +26,7 @@ from aats.learning.datasets import SOURCES
 from aats.learning.measures.options import Measures
 from aats.learning.method import Guard
 from aats.learning.partition import PARTITIONERS
+from aats.learning.views import TRANSFORMS
 from aats.packet import Architecture, Plugin, Target
 from aats.plugins import load, names
 from aats.topology.generate import GENERATORS
@@ -42,6 +43,7 @@ TABLES: dict[str, type] = {
     "[nodes.NAME.data.SKILL]": sc.HeldData,
     "[data]": sc.DataConfig,
     "[data.skills.SKILL]": sc.SkillConfig,
+    "[data.skills.SKILL.views.VIEW]": sc.ViewConfig,
     "[[packets]]": sc.PacketConfig,
     "[[packets]] requirement": Target,
     "[[packets]] budget": sc.Budget,
@@ -68,6 +70,7 @@ def reference() -> str:
         "## Every name that may stand for a plug-in",
         *_functions("Topology generators", GENERATORS),
         *_functions("Data sources", SOURCES),
+        *_functions("Transforms of views", TRANSFORMS),
         *_partitioners(),
         *_models(),
         *_methods(),

@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -227,9 +227,3 @@ def _images(x: FloatArray, name: str) -> FloatArray:
     if side * side != x.shape[1]:
         raise DataError(f"view {name!r}: rows of {x.shape[1]} features are no square images")
     return x.reshape(len(x), side, side)
-
-
-def parameters(name: str) -> dict[str, Any]:
-    """Return a transform's parameters with their defaults."""
-    listed = [*inspect.signature(TRANSFORMS[name]).parameters.values()][2:]
-    return {p.name: p.default for p in listed}

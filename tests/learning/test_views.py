@@ -8,7 +8,7 @@ import pytest
 from aats.errors import DataError
 from aats.learning.datasets import digits
 from aats.learning.partition import Part
-from aats.learning.views import TRANSFORMS, View, parameters, seen, spread_seen
+from aats.learning.views import View, seen, spread_seen
 from aats.packet import Plugin
 from aats.roles.views import ABSENT, flat, joined, rows_of
 
@@ -106,7 +106,3 @@ def test_contradictions_are_refused() -> None:
         spread_seen("digits", digits(), {"a": View("v")}, [Part("a", samples=3)])
     with pytest.raises(DataError, match="no square images"):
         seen(np.ones((2, 7), np.float32), View("v", Plugin("occlude")), 0)
-
-
-def test_every_transform_tells_its_parameters() -> None:
-    assert {name: [*parameters(name)] for name in TRANSFORMS}["noise"] == ["sd"]
