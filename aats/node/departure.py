@@ -90,7 +90,8 @@ class Departure:
         else:
             # A refusal is a clear answer: the neighbour has not stored this key.
             copy.uncertain = False
-            self._give_up(copy, message.reason.value)
+            is_crowded = message.reason is RefusalReason.FULL and copy.header.errand is not None
+            self._give_up(copy, message.reason.value, leave_out=not is_crowded)
 
     def _is_outdated(self, copy: Copy, message: Refuse) -> bool:
         """Return whether a refusal names an epoch that one with a say can have raised."""
@@ -118,16 +119,18 @@ class Departure:
             if copy.doing is Doing.SENDING and copy.row.chosen[:1] == (peer,):
                 copy.doing = Doing.OFFERING
 
-    def _give_up(self, copy: Copy, why: str) -> None:
+    def _give_up(self, copy: Copy, why: str, *, leave_out: bool = True) -> None:
         """Leave the chosen neighbour out for a while and decide anew.
 
-        If bytes had been sent to it, the epoch rises first: it may have stored them.
+        If bytes had been sent to it, the epoch rises first: it may have stored them. Where its own
+        siblings crowd the way of a child, nothing is left out: there is room again soon.
         """
         desk, row = self._desk, copy.row
         stop, neighbour = row.chosen[-1], row.chosen[0]
         until = desk.now + desk.config.avoid_s
-        copy.avoid[neighbour] = until
-        if copy.header.errand is None or neighbour == stop:
+        if leave_out:
+            copy.avoid[neighbour] = until
+        if leave_out and (copy.header.errand is None or neighbour == stop):
             copy.avoid[row.data_of or stop] = until  # an errand waits for a way to its stop
         desk.timers.cancel(("offer", copy.key))
         desk.emit(CancelTransfer(copy.next_key))
