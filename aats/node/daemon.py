@@ -434,8 +434,9 @@ class Daemon:
                     self._lines[number] = self._line(task.header)
                 self._running[number] = self._group.create_task(self._run_task(command))
             case TellTask(task_id=number, told=told):
-                if (line := self._lines.get(number)) is not None:
-                    line.tell(told)
+                if (line := self._lines.get(number)) is not None and not line.tell(told):
+                    self._running[number].cancel()
+                    self._put(TaskFailed(number, "more frames wait for it than it may leave"))
             case CancelTask(task_id=number):
                 if (running := self._running.pop(number, None)) is not None:
                     running.cancel()

@@ -28,6 +28,8 @@ from aats.wire import decode_event, encode_told
 
 MAX_ANSWER_BYTES = 1 << 28
 """A minibatch of raw samples is the largest answer."""
+MAX_TOLD_BYTES = 1 << 28
+"""Frames that wait for a task to take them in."""
 _READ_BYTES = 1 << 18
 ASKED = frozenset({"ProbeTask", "BatchTask", "AdoptTask", "ContributeTask"})
 """Kinds of tasks that nodes ask of each other."""
@@ -62,10 +64,18 @@ class Line:
     def __init__(self, hear: Callable[[TaskSpoke], None]) -> None:
         self.hear = hear
         self._told: asyncio.Queue[bytes] = asyncio.Queue()
+        self._waiting_bytes = 0
 
-    def tell(self, told: Told) -> None:
-        """Put something in line for the task; it may not have begun."""
-        self._told.put_nowait(encode_told(told))
+    def tell(self, told: Told) -> bool:
+        """Put something in line for the task, which may not have begun.
+
+        Returns:
+            False if too much waits already: it takes in too little of what others send it.
+        """
+        data = encode_told(told)
+        self._waiting_bytes += len(data)
+        self._told.put_nowait(data)
+        return self._waiting_bytes <= MAX_TOLD_BYTES
 
     async def write(self, channel: socket.socket) -> None:
         """Write what the task is told until cancelled."""
@@ -74,6 +84,7 @@ class Line:
             while True:
                 data = await self._told.get()
                 await loop.sock_sendall(channel, LENGTH.pack(len(data)) + data)
+                self._waiting_bytes -= len(data)
 
 
 class Executor:

@@ -109,8 +109,6 @@ class _Session:
     peers: dict[NodeId, _Peer]
     task: int = 0
     """0: a follower's that has not begun."""
-    early: list[Spoken] = field(default_factory=list)
-    """Frames of other partners that came before the leader's first."""
     is_ending: bool = False
     """The task has ended; what it said last is still on its way."""
     links: Counter[str] = field(default_factory=Counter)
@@ -276,6 +274,8 @@ class Streams:
             self._desk.say(relay.src, relay.request, StreamEnd("no such session"))
         if session is None or (peer := session.peers.get(relay.src)) is None or peer.is_over:
             return
+        if not session.task and relay.src != session.leader:
+            return  # the leader's first frame starts the task; others send theirs again
         peer.heard_at, peer.is_active = self._desk.now, True
         size = len(encode_message(relay))
         if self._leads(session) or relay.src != session.leader:
@@ -354,16 +354,11 @@ class Streams:
         desk = self._desk
         if session.task:
             desk.emit(TellTask(session.task, frame))
-        elif frame.node != session.leader:
-            session.early.append(frame)
         else:
             opening = session.opening
             task = FollowTask(opening.header, session.leader, opening.partners, frame)
             session.task = desk.run("streams", session.id, task)
             self._of_task[session.task] = session.id
-            for early in session.early:
-                desk.emit(TellTask(session.task, early))
-            session.early.clear()
 
     def _open(self, relay: Relay, opening: StreamOpening) -> _Session | None:
         """Take part in a session, or say why not."""
