@@ -51,8 +51,7 @@ def load_data(path: Path) -> NodeData:
                 SkillData(
                     name,
                     *(file.get_tensor(f"{i}.{part}") for part in _PARTS),
-                    **fact,
-                    **{p: file.get_tensor(f"{i}.{p}") for p in _IDS if f"{i}.{p}" in there},
+                    **fact | {p: file.get_tensor(f"{i}.{p}") for p in _IDS if f"{i}.{p}" in there},
                 )
                 for i, (name, fact) in enumerate(facts.items())
             ]
