@@ -43,7 +43,7 @@ OPEN = {"rollback_drop": 1.0, "rollback_loss": 1e9}
 """No visit is undone for what it forgot: the guard would hide what is measured."""
 ONE_PASS, FIVE_PASSES = (1, 100), (5, 20)
 """(passes over the nodes, steps at a visit): the same work."""
-IID = "plain, all classes everywhere"
+IID = "plain where all have all"
 HALF_LIFE = float(np.log(0.5) / np.log(0.99))
 """In steps, of a mean of weights that keeps 0.99 of itself at each."""
 
@@ -55,7 +55,7 @@ def measures(steps: int) -> dict[str, dict[str, Any]]:
         "plain": {},
         "consolidation 1e3": {"ewc": 1e3},
         "consolidation 1e2": {"ewc": 1e2},
-        "consolidation 1e2, 8 bits": {"ewc": 1e2, "ewc_bits": 8},
+        "consolidation 1e2 in 8 bits": {"ewc": 1e2, "ewc_bits": 8},
         "proximal 0.1": {"proximal": 0.1},
         "distillation 0.5": {"distil": 0.5},
         "distillation 0.8": {"distil": 0.8},
@@ -64,9 +64,9 @@ def measures(steps: int) -> dict[str, dict[str, Any]]:
         "interpolation seen": {"interpolate": "seen"},
         "masked softmax": {"masked": True},
         "SAM 0.05": {"sam": 0.05},
-        "replay, 20 directions": {"replay": 0.5},
-        "replay, diagonal": {"replay": 0.5, "replay_rank": 0},
-        "replay, features": {"replay": 0.5, "replay_space": "feature"},
+        "replay of 20 directions": {"replay": 0.5},
+        "replay of diagonals": {"replay": 0.5, "replay_rank": 0},
+        "replay of features": {"replay": 0.5, "replay_space": "feature"},
         "replay + distillation": {"replay": 0.5, "distil": 0.5},
         "replay + mean of weights": {"replay": 0.5, **mean},
     }
@@ -120,7 +120,8 @@ def scenario_of(
         "scenario": {"name": "forgetting", "seed": seed, "limit_s": 1e6},
         "topology": {"edges": pairs},
         "nodes": {
-            "owner": {"roles": ["owner"]}, "judge": {"roles": ["mpvu"]}, **{name: {"data": {SKILL: {}}, "contributes_to": ["judge"]} for name in NODES}
+            "owner": {"roles": ["owner"]}, "judge": {"roles": ["mpvu"]},
+            **{name: {"data": {SKILL: {}}, "contributes_to": ["judge"]} for name in NODES},
         },
         "data": {"root": task.root, "skills": {SKILL: {
             "source": task.source, "reference": 200, "held_out": 0.2,
@@ -155,9 +156,12 @@ def run(scenario: Scenario, plan: Plan) -> Found:
     carried = (t for t in payload.manifest.tensors if not t.name.startswith(REFERENCE))
     return Found(
         100 * measure_on(header, payload, plan.test)[SKILL]["value"],
-        sum(after.values()), sum(final.values()), sum(t.size for t in carried) / 1024, header.spent.bytes / 2**20,
+        sum(after.values()),
+        sum(final.values()),
+        sum(t.size for t in carried) / 1024,
+        header.spent.bytes / 2**20,
         undone,
-    )  # fmt: skip
+    )
 
 
 def _accuracy(header: Header, payload: Payload, plan: Plan, node: str) -> float:
@@ -212,7 +216,7 @@ def bars_of(rows: Sequence[dict[str, Any]]) -> list[Bar]:
     """Return the bars: the order of the measures, and the targets set on MNIST."""
     once = {row["measure"]: row for row in rows if row["visits"] == _regime(*ONE_PASS)}
     many = {row["measure"]: row for row in rows if row["visits"] == _regime(*FIVE_PASSES)}
-    replay, plain = once["replay, 20 directions"], once["plain"]
+    replay, plain = once["replay of 20 directions"], once["plain"]
     distilled = once["distillation 0.5"]
     return [
         Bar("one pass: plain", plain["accuracy"], 30.0, at_least=False),
@@ -240,7 +244,7 @@ def main() -> int:
     parser.add_argument("--root", default="", help="folder with fashion-mnist/*.npz")
     parser.add_argument("--quick", action="store_true", help="digits, 2 seeds")
     parser.add_argument("--seeds", type=int, default=0)
-    parser.add_argument("--only", default="", help="a part of the measures' names")
+    parser.add_argument("--only", default="", help="names of measures, comma-separated")
     parser.add_argument("--plot", type=Path, default=None)
     args = parser.parse_args()
     if args.quick or not args.root:
@@ -250,12 +254,17 @@ def main() -> int:
     seeds = range(args.seeds or (2 if args.quick else 5))
     rows = []
     for passes, steps in (ONE_PASS, FIVE_PASSES):
-        chosen = {n: m for n, m in measures(steps).items() if args.only in n}
+        wanted = [name.strip() for name in args.only.split(",") if name.strip()]
+        chosen = {n: m for n, m in measures(steps).items() if not wanted or n in wanted}
         found: dict[str, list[Found]] = {name: [] for name in (*chosen, IID)}
         for seed in seeds:
             plan = compose(scenario_of(task, {}, passes, steps, seed))
             for name, measure in chosen.items():
                 found[name].append(run(scenario_of(task, measure, passes, steps, seed), plan))
+                told = (
+                    f"seed {seed}, {_regime(passes, steps)}: {name} {found[name][-1].accuracy:.1f}"
+                )
+                print(told, file=sys.stderr, flush=True)
             even = scenario_of(task, {}, passes, steps, seed, "iid")
             found[IID].append(run(even, compose(even)))
         rows += [row_of(name, _regime(passes, steps), runs) for name, runs in found.items()]
