@@ -139,9 +139,10 @@ class Channel(nn.Module):
         mine = self.state_dict(keep_vars=True)
         with torch.no_grad():
             for name in self.table():
-                if name not in table or table[name].shape != tuple(mine[name].shape):
-                    raise ModelError(f"the link's table lacks {name!r} {list(mine[name].shape)}")
-                mine[name].copy_(torch.from_numpy(np.array(table[name], np.float32)))
+                given, shape = table.get(name), tuple(mine[name].shape)
+                if given is None or given.shape != shape or not np.isfinite(given).all():
+                    raise ModelError(f"the link's table lacks a finite {name!r} {list(shape)}")
+                mine[name].copy_(torch.from_numpy(np.array(given, np.float32)))
 
 
 class Exact(Channel):

@@ -183,13 +183,13 @@ def packed(there: Mask) -> Array:
     return np.packbits(there)
 
 
-def unpacked(array: Array, n: int) -> Mask:
+def unpacked(array: Array | None, n: int) -> Mask:
     """Return the mask [n] in a frame's bytes.
 
     Raises:
-        ModelError: If they are not so many bits.
+        ModelError: If there are none, or they are not so many bits.
     """
-    if array.dtype != np.uint8 or array.size != -(-n // 8):
+    if array is None or array.dtype != np.uint8 or array.size != -(-n // 8):
         raise ModelError(f"a mask of {n} bits is wanted")
     return np.unpackbits(array.astype(np.uint8), count=n).astype(np.bool_)
 
@@ -203,9 +203,31 @@ def hear_code(
     if frame is None:
         return None
     try:
-        return arrive(node, channel.take(frame.arrays, int(there.sum()), rng), there)
+        return arrive(node, finite(channel.take(frame.arrays, int(there.sum()), rng)), there)
     except ModelError:
         return None
+
+
+def hear_errors(
+    node: NodeId, shape: tuple[int, ...], step: int, timeout_s: float
+) -> Generator[Send | Receive, Frame | None, Tensor | None]:
+    """Return the error vectors for a code that was sent, None if they do not come or are none."""
+    frame = yield from hear(node, "errors", step, timeout_s)
+    errors = None if frame is None else frame.arrays.get("errors")
+    if errors is None or errors.shape != shape or errors.dtype != np.float32:
+        return None
+    return torch.from_numpy(errors.copy())
+
+
+def finite(code: Tensor) -> Tensor:
+    """Return a code.
+
+    Raises:
+        ModelError: If it holds NaN or infinity.
+    """
+    if not torch.isfinite(code).all():
+        raise ModelError("a code that is not finite")
+    return code
 
 
 def link_arrays(link: Link) -> dict[str, Array]:

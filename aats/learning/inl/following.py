@@ -19,8 +19,10 @@ from aats.learning.inl.encoder import (
     Mask,
     Settings,
     arrive,
+    finite,
     hear,
     hear_code,
+    hear_errors,
     link_arrays,
     load_link,
     noise_of,
@@ -129,11 +131,12 @@ class Follower:
             yield Send(node, "code", sent.arrays, {"number": step}, self.share * len(there))
         error = torch.zeros_like(sent.code)
         for node in list(self.after):
-            back = yield from hear(node, "errors", step, PATIENCE * self.settings.timeout_s)
-            if back is None or back.arrays["errors"].shape != tuple(error.shape):
+            patience_s = PATIENCE * self.settings.timeout_s
+            back = yield from hear_errors(node, tuple(error.shape), step, patience_s)
+            if back is None:
                 self.after.remove(node)
-                continue
-            error = error + torch.from_numpy(back.arrays["errors"].copy())
+            else:
+                error = error + back
         self.optimiser.zero_grad(set_to_none=True)
         backward(sent.code, error, sent.nats, self.encoder.price() / len(at))
         for arrived in codes.values():
@@ -226,15 +229,17 @@ def hear_payload(
     frame = yield from hear(node, "payload", number, timeout_s)
     if frame is None:
         return None
+    if "bytes" not in frame.arrays:
+        return None
     data = frame.arrays["bytes"].tobytes()
     try:
-        code = channel.unpack(data, int(there.sum()))
+        code = finite(channel.unpack(data, int(there.sum())))
     except ModelError:
         return None
-    account |= {k: v for k, v in frame.numbers.items() if "/" in k}
+    account |= {k: v for k, v in frame.numbers.items() if k.count("/") == 2}
     at = "/".join(link)
     account[f"bits/{at}"] = 8.0 * len(data)
-    account[f"ideal/{at}"] = frame.numbers["nats"] / math.log(2)
+    account[f"ideal/{at}"] = frame.numbers.get("nats", 0.0) / math.log(2)
     return arrive(node, code, there)
 
 

@@ -19,8 +19,8 @@ from aats.learning.inl.encoder import (
     Mask,
     Settings,
     arrive,
-    hear,
     hear_code,
+    hear_errors,
     kept,
     link_arrays,
     load_link,
@@ -112,7 +112,7 @@ class Meeting:
             try:
                 if ready is None:
                     raise ModelError(f"{node} is silent")
-                self.there[view] = unpacked(ready.arrays["there"], len(self.ids))
+                self.there[view] = unpacked(ready.arrays.get("there"), len(self.ids))
             except ModelError:
                 self._lose(view)
         if self.own is not None:
@@ -173,11 +173,12 @@ class Meeting:
         sent, arrived = self._own_step
         error = torch.from_numpy(errors_of(arrived))
         for view, node in self._after():
-            back = yield from hear(node, "errors", number, self.settings.timeout_s)
-            if back is None or back.arrays["errors"].shape != tuple(error.shape):
+            shape = tuple(error.shape)
+            back = yield from hear_errors(node, shape, number, self.settings.timeout_s)
+            if back is None:
                 self._lose(view)
             else:
-                error = error + torch.from_numpy(back.arrays["errors"].copy())
+                error = error + back
         backward(sent.code, error, sent.nats, self.own.price() / len(arrived.there))
         for view, arrived in self._arrived.items():
             if own in self.net.wires[view].into:

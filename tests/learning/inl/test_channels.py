@@ -153,5 +153,5 @@ def test_what_is_no_code_is_refused() -> None:
         made.take({"code": np.zeros((2, 2), np.float32)}, 3, rng())
     with pytest.raises(ModelError, match="24 bytes"):
         made.unpack(b"abc", 3)
-    with pytest.raises(ModelError, match="lacks 'centre'"):
+    with pytest.raises(ModelError, match="lacks a finite 'centre'"):
         channel("dithered", 2, 4).know({})

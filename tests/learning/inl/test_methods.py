@@ -13,10 +13,12 @@ import torch
 from aats.errors import ModelError, ScenarioError
 from aats.ids import NodeId
 from aats.learning.inl.encoder import kept, noise_of
+from aats.learning.inl.following import facts_of
 from aats.learning.inl.methods import InlMethod, VflMethod
 from aats.learning.inl.nets import FUSION, InlNet
 from aats.learning.method import Plan, method_of
 from aats.learning.partition import Spread
+from aats.learning.stream import Script, Send
 from aats.learning.views import View
 from aats.packet import Architecture, Plugin
 from aats.roles.data import NodeData, SkillData
@@ -282,6 +284,30 @@ def test_all_partners_dead_is_no_visit() -> None:
     assert result.carry is not None
     assert "no node" in result.carry.note
     assert all(torch.equal(t, fresh[n]) for n, t in weights(module).items())
+
+
+@pytest.mark.parametrize("kind", ["ready", "code", "weights", "payload"])
+def test_a_partner_that_sends_nonsense_counts_as_dead(kind: str) -> None:
+    class Odd(InlMethod):
+        def follow(self, *given: Any) -> Script[None]:
+            script = InlMethod.follow(self, *given)
+            answer = None
+            while True:
+                try:
+                    said = script.send(answer)
+                except StopIteration:
+                    return
+                view = facts_of(given[0])["view"]
+                if isinstance(said, Send) and said.kind == kind and view == "noisy":
+                    said = replace(said, arrays={"there": np.full(3, np.nan)})
+                answer = yield said
+
+    model, found = architecture(channel="dithered"), spread()
+    module = net(model)
+    result = run(Odd(timeout_s=1.0), model, module, found)
+    assert result.carry is not None
+    assert "noisy" in result.carry.note
+    assert all(torch.isfinite(t).all() for t in weights(module).values())
 
 
 # --- what does not fit ------------------------------------------------------------------------
