@@ -45,8 +45,8 @@ class Curve:
 
     @property
     def final(self) -> Point:
-        """The last point, its accuracy the mean of the last three."""
-        last = self.points[-3:]
+        """The last point, its accuracy the mean of the last tenth: one visit weighs little."""
+        last = self.points[-max(1, len(self.points) // 10) :]
         accuracy = sum(p.accuracy for p in last) / len(last)
         end = self.points[-1]
         return Point(accuracy, end.bytes, end.seconds, end.flops, end.visits)
