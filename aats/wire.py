@@ -75,6 +75,7 @@ _LIMITS: dict[type, int] = {
     **dict.fromkeys(get_args(tk.Task), MAX_MESSAGE_BYTES + MAX_HEADER_BYTES),
     **dict.fromkeys(get_args(tk.Result), MAX_MESSAGE_BYTES + MAX_HEADER_BYTES),
     tk.FollowTask: MAX_EVENT_BYTES,
+    tk.MergeTask: MAX_EVENT_BYTES,
     tk.Spoken: MAX_EVENT_BYTES,
 }  # fmt: skip
 """Bytes of one encoded value, where it is not `MAX_HEADER_BYTES`."""

@@ -157,7 +157,11 @@ SAMPLE_OF = {
         ev.DataChanged(ADVERT.data, ADVERT.compute),
         ev.TaskSpoke(9, SPOKEN),
         tk.VisitTask(HEADER, CLINIC.node),
-        tk.MergeTask(FORKED, Plugin("mean"), (tk.MergePart(CHILD, 320, (CLINIC.node,)),)),
+        tk.MergeTask(
+            FORKED,
+            Plugin("mean"),
+            (tk.MergePart(tk.Beside(CHILD.key, MANIFEST), 320, (CLINIC.node,)),),
+        ),
         tk.ProbeTask(ASK, REPLY, HEADER),
         tk.BatchTask(ASK),
         tk.VerifyTask(HEADER),

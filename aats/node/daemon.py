@@ -529,13 +529,17 @@ class Daemon:
         number, task = command.task_id, command.task
         compute = self._core.config.compute
         header: Header | None = getattr(task, "header", None)
-        headers = ((header,) if header else ()) + others_of(task)
-        keys = [key for h in headers if (key := self._key_of(h))]
-        if len(keys) < len(headers):  # dropped between the command and now
+        key = self._key_of(header) if header else None
+        beside = [other.key for other in others_of(task)]
+        held = {row.key for row in self._store.rows()} if beside else set()
+        if (header and key is None) or not held.issuperset(beside):
+            # dropped between the command and now
             self._running.pop(number, None)
             self._put(TaskFailed(number, "the packet is gone"))
             return
-        paths = [str(self._store.payload_path(key) or "") for key in keys]
+        payload, *others = (
+            str(self._store.payload_path(k) or "") if k else "" for k in (key, *beside)
+        )
         changes = isinstance(task, VisitTask | MergeTask)
         visited = header.manifest.total if header and changes else 0
         job = Job(
@@ -545,8 +549,8 @@ class Daemon:
             incarnation=self._incarnation,
             kind=type(task).__name__,
             task=encode_task(task),
-            payload=paths[0] if header else "",
-            others=tuple(paths[1:]),
+            payload=payload,
+            others=tuple(others),
             outcome=str(self._store.outcome_path(number, visited)),
             settings=self.spec.work,
             watts=compute.joules_per_sample * compute.samples_per_s,

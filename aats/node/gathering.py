@@ -25,9 +25,9 @@ from aats.node.events import CustodyRow
 from aats.node.holdings import Holdings
 from aats.node.joining import joined
 from aats.node.steps import Steps
-from aats.node.tasks import MergePart, MergeResult, MergeTask, Spending
+from aats.node.tasks import Beside, MergePart, MergeResult, MergeTask, Spending
 from aats.node.work import Work, metrics_of, skills_of
-from aats.packet import Cost, Errand, Header
+from aats.packet import Cost, Errand, Header, VisitEntry
 from aats.payload import MERGE_STATE, MODEL, Manifest
 from aats.routing.policy import Phase, StopKind
 from aats.routing.rendezvous import Assemble, Fork, Plan, merge_of
@@ -143,7 +143,7 @@ class Gathering:
             merge_by=until, quorum=plan.quorum,
         )  # fmt: skip
         row = copy.change(
-            Status.WORKED, header=_shortened(trunk), chosen=(), data_of=NodeId(""), onward=()
+            Status.WORKED, header=shortened(trunk), chosen=(), data_of=NodeId(""), onward=()
         )
         rows = tuple(CustodyRow(c.key, Status.WORKED.value, c) for c in children)
         desk.emit(SaveCustody(row, (record,), children=rows))
@@ -170,7 +170,7 @@ class Gathering:
             chain=(header.chain[0], fork),
             journal=header.journal if steered else (),
             probed=header.probed if steered else (),
-            manifest=_travelling(header.manifest),
+            manifest=travelling(header.manifest),
         )
 
     # --- wait ---------------------------------------------------------------------------------
@@ -210,8 +210,13 @@ class Gathering:
     def _merge(self, copy: Copy) -> None:
         desk, header = self._desk, copy.header
         assert header.mandate.rendezvous is not None, "it has forked"
-        back = [(c, _part(c.header, _fork_of(header))) for c in self._back(copy)]
-        learned = [(c, part) for c, part in back if part.samples]
+        fork = _fork_of(header)
+        back = [(c, trained_on(c.header, fork)) for c in self._back(copy)]
+        learned = [
+            (c, MergePart(Beside(c.key, c.header.manifest), sum(e.samples for e in visits),
+                          tuple(e.node for e in visits)))
+            for c, visits in back if visits
+        ]  # fmt: skip
         try:
             rule = merge_of(desk.rendezvous(header.mandate.rendezvous))
         except LocalError as error:
@@ -253,12 +258,12 @@ class Gathering:
         version, note = header.version, f"{len(used)} of {len(old.awaited)} children"
         record = self._work.record(
             replace(header, version=old.version), RecordKind.MERGE, version, spending,
-            samples=sum(_part(part, _fork_of(old)).samples for part in used),
+            samples=sum(e.samples for part in used for e in trained_on(part, _fork_of(old))),
             metrics=metrics_of(result.estimates), note=f"{note}; {result.note}".rstrip("; "),
             parents=(_fork_of(old).id, *(part.lineage for part in used)),
         )  # fmt: skip
         spent = header.spent + Cost(joules=spending.joules)
-        header = _shortened(replace(header, chain=(*header.chain, record), spent=spent))
+        header = shortened(replace(header, chain=(*header.chain, record), spent=spent))
         desk.trace(
             "packet.merged", packet=old.id, hop=header.hop, skills=skills_of(header),
             version=version, bytes=header.spent.bytes, seconds=spending.seconds,
@@ -306,14 +311,12 @@ def _fork_of(header: Header) -> Record:
     return header.forked
 
 
-def _part(child: Header, fork: Record) -> MergePart:
-    """Return a child as a merge takes it: what it has trained on since the fork."""
-    visits = [e for e in child.journal if e.hop >= fork.hop and e.action == "train" and e.samples]
-    samples = sum(entry.samples for entry in visits)
-    return MergePart(replace(child, chain=()), samples, tuple(entry.node for entry in visits))
+def trained_on(child: Header, fork: Record) -> list[VisitEntry]:
+    """Return the visits since the fork at which a child has learned."""
+    return [e for e in child.journal if e.hop >= fork.hop and e.action == "train" and e.samples]
 
 
-def _travelling(manifest: Manifest) -> Manifest:
+def travelling(manifest: Manifest) -> Manifest:
     """Return the tensors that children take along: all but the merge rule's own."""
     kept = tuple(t for t in manifest.tensors if not t.name.startswith(MERGE_STATE))
     if len(kept) == len(manifest.tensors):
@@ -321,7 +324,7 @@ def _travelling(manifest: Manifest) -> Manifest:
     return Manifest(kept, max((t.offset + t.size for t in kept), default=0))
 
 
-def _shortened(header: Header) -> Header:
+def shortened(header: Header) -> Header:
     """Return a header that can travel: with the last fork for all before it, if it must be."""
     fork = header.forked
     if fork is None or can_be_offered(header):

@@ -66,8 +66,9 @@ class Journey:
         for packet in dict.fromkeys(row.key.packet for row in rows):
             self.held.drop_dead(packet)
         for copy in list(self.held.copies.values()):
-            self._announce(copy)
-            self._resume(copy)
+            if copy.key in self.held.copies:  # not dropped with another
+                self._announce(copy)
+                self._resume(copy)
 
     def _announce(self, copy: Copy) -> None:
         """Tell the network what we had saved but may not have told before the crash."""

@@ -10,10 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from aats.advert import ComputeAdvert, Partner
-from aats.ids import NodeId
+from aats.ids import CustodyKey, NodeId
 from aats.messages import ProbeAsk, ProbeReply, ProbeScores, Samples
 from aats.packet import Header, Plugin, SkillEstimate
 from aats.payload import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A payload that a task reads besides its packet's own: where the store has it."""
+
+    key: CustodyKey
+    manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +37,8 @@ class VisitTask:
     """What this node computes with, as it advertises it."""
     bandwidth_bps: float = 0.0
     """Of this node's fastest live link, bits per second; 0 where it has none."""
-    met: Header | None = None
-    """The sibling whose copy here is averaged with the packet's own model before it trains,
-    without its chain."""
+    met: Beside | None = None
+    """What a sibling left here, averaged with the packet's own model before it trains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +106,9 @@ class FollowResult:
 
 @dataclass(frozen=True, slots=True)
 class MergePart:
-    """A child that came back to be merged; its payload lies in the store under its own key."""
+    """A child that came back to be merged."""
 
-    header: Header
-    """Without its chain."""
+    payload: Beside
     samples: int
     """Rows it trained on since the fork."""
     nodes: tuple[NodeId, ...]
@@ -226,12 +232,12 @@ Told = Spoken | Lost
 """What a running task is told."""
 
 
-def others_of(task: Task) -> tuple[Header, ...]:
-    """Return the headers of the payloads that a task reads besides its packet's own."""
+def others_of(task: Task) -> tuple[Beside, ...]:
+    """Return the payloads that a task reads besides its packet's own."""
     match task:
         case MergeTask(parts=parts):
-            return tuple(part.header for part in parts)
-        case VisitTask(met=Header() as met):
+            return tuple(part.payload for part in parts)
+        case VisitTask(met=Beside() as met):
             return (met,)
         case _:
             return ()
@@ -246,7 +252,7 @@ class Spending:
 
 
 __all__ = [
-    "AdoptResult", "AdoptTask", "BatchTask", "ContributeResult", "ContributeTask",
+    "AdoptResult", "AdoptTask", "BatchTask", "Beside", "ContributeResult", "ContributeTask",
     "FollowResult", "FollowTask", "Lost", "MergePart", "MergeResult", "MergeTask", "ProbeResult",
     "ProbeScores", "ProbeTask", "Result",
     "Spending", "Spoken", "Task", "Told", "VerifyResult", "VerifyTask", "VisitResult",

@@ -15,7 +15,15 @@ from aats.node.desk import Desk
 from aats.node.holdings import Holdings
 from aats.node.steps import Steps
 from aats.node.streams import StreamCost, Streams
-from aats.node.tasks import Result, Spending, VerifyResult, VerifyTask, VisitResult, VisitTask
+from aats.node.tasks import (
+    Beside,
+    Result,
+    Spending,
+    VerifyResult,
+    VerifyTask,
+    VisitResult,
+    VisitTask,
+)
 from aats.packet import Cost, Errand, EstimateSource, Header, SkillEstimate, VisitEntry
 from aats.payload import MODEL
 from aats.routing.agent import Action
@@ -88,12 +96,12 @@ class Work:
         task = VisitTask(header, data_of, others, desk.config.compute, fastest, met)
         copy.task = desk.run("journey", copy.key, task)
         shown: dict[str, object] = {"partners": [p.node for p in others]} if others else {}
-        shown |= {"met": met.id} if met else {}
+        shown |= {"met": met.key.packet} if met else {}
         desk.trace("visit.started", packet=header.id, hop=header.hop, **shown)
         if others:
             self._streams.lead(copy.task, header, others)
 
-    def _meet(self, copy: Copy) -> Header | None:
+    def _meet(self, copy: Copy) -> Beside | None:
         """Return the sibling to average with, if the packet wants that and one has been here.
 
         The packet's hop rises above the sibling's, whose record will be a parent of its own.
@@ -108,7 +116,7 @@ class Work:
         copy.met = sibling
         hop = max(header.hop, sibling.header.chain[-1].hop + 1)
         copy.row = replace(copy.row, header=replace(header, hop=hop))
-        return replace(sibling.header, chain=())
+        return Beside(sibling.key, sibling.header.manifest)
 
     def verify(self, copy: Copy) -> None:
         """Measure the packet's model on our test set, within its query budget."""

@@ -154,7 +154,7 @@ class RunView:
 
     def _packet_merged(self, packet: PacketView, event: Event) -> None:
         packet.rounds += 1
-        packet.away = 0
+        packet.away, packet.hop = 0, event["hop"]
         packet.stops.append((event["hop"], event["node"], "merge"))
         packet.doing = f"merged {len(event['merged'])} children"
         self._measure(packet, event)

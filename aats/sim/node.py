@@ -327,7 +327,7 @@ class SimulatedNode:
         header: Header | None = getattr(command.task, "header", None)
         try:
             payload = self.store.payload_of(header) if header else Payload()
-            others = tuple(map(self.store.payload_of, others_of(command.task)))
+            others = tuple(map(self.store.payload_beside, others_of(command.task)))
             work = self.worker(command.task, payload, others)
         except AatsError as error:
             return TaskFailed(command.task_id, str(error)), self.parts.pace.overhead_s

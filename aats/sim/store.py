@@ -12,6 +12,7 @@ from aats.errors import DataError
 from aats.ids import CustodyKey
 from aats.lineage import Record
 from aats.node.events import CustodyRow
+from aats.node.tasks import Beside
 from aats.packet import Header
 from aats.payload import Manifest, Payload
 
@@ -126,6 +127,16 @@ class MemoryStore:
         if not rows:
             raise DataError(f"no copy of {header.key} here")
         return self.payloads[max(rows, key=lambda row: (row.key.hop == header.hop, row.key)).key]
+
+    def payload_beside(self, other: Beside) -> Payload:
+        """Return a payload that a task reads besides its packet's own.
+
+        Raises:
+            DataError: If it was dropped while the task stood in line.
+        """
+        if other.key not in self.payloads:
+            raise DataError(f"no copy of {other.key} here")
+        return self.payloads[other.key]
 
     def holds(self, digest: bytes) -> bool:
         """Return whether some payload here has a tensor of that digest."""

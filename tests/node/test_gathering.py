@@ -8,19 +8,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from aats.advert import Partner
 from aats.ids import NodeId
+from aats.ledger.record import check_chain
 from aats.lineage import RecordKind
 from aats.messages import Moved, Offer, Refuse
 from aats.node.commands import SaveCustody, SendMessage
+from aats.node.gathering import shortened, travelling
 from aats.node.joining import joined
 from aats.packet import Cost, Errand, Header, Plugin
+from aats.payload import Payload, pack
 from aats.routing.rendezvous import Assemble, Finish, Fork, Plan, merge_of
 from aats.sim.link import LinkSpec
 from aats.testing.worlds import SHAPES, SmallWorld, tally_packet
-from aats.wire import encode_header
+from aats.wire import can_be_offered, encode_header
 from tests.sim.test_journeys import make
 
 LINK = LinkSpec(NodeId("a"), NodeId("b"), 1e7, 0.02)
@@ -263,3 +267,28 @@ def test_a_child_is_as_large_in_the_last_round_as_in_the_first() -> None:
     home = home_of(small)
     assert home.trained["cycle"] > 3
     assert sizes[-1] < 1.3 * sizes[0]
+
+
+def test_a_history_that_has_grown_too_long_to_travel_begins_with_its_last_fork() -> None:
+    home = home_of(world(each))
+    *before, last = [r for r in home.chain if r.kind is RecordKind.FORK]
+    bulk = tuple(replace(before[0], note="x" * 16_000, id=f"{i:064x}") for i in range(50))
+    at = home.chain.index(last)
+    long = replace(home, chain=(*home.chain[:at], *bulk, *home.chain[at:]))
+    assert not can_be_offered(long)
+    short = shortened(long)
+    assert can_be_offered(short)
+    assert short.chain == (home.chain[0], *home.chain[at:])
+    check_chain(short.chain)
+    assert shortened(home) is home
+
+
+def test_a_rules_own_state_stays_with_the_trunk() -> None:
+    arrays = {"model.w": np.ones(3, np.float32), "state.m": np.ones(5, np.float32)}
+    full = pack({**arrays, "state.merge.first": np.ones(100, np.float32)})
+    manifest = travelling(full.manifest)
+    assert [t.name for t in manifest.tensors] == ["model.w", "state.m"]
+    assert manifest.total < full.manifest.total
+    manifest.check(limit_bytes=1 << 20)
+    Payload(manifest, full.arena[: manifest.total]).verify()
+    assert travelling(manifest) is manifest
