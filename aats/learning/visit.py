@@ -20,6 +20,7 @@ from aats.ids import NodeId, Version
 from aats.learning.backend import Backend, LogProbabilities, backend_of
 from aats.learning.evaluate import cross_entropy, measure
 from aats.learning.harm import accuracy_of_halves, harm
+from aats.learning.isolated import in_scope
 from aats.learning.measures.options import NONE, Measures
 from aats.learning.method import (
     Carry,
@@ -103,6 +104,21 @@ def visit_script(
 
     A method that knows nothing of streams does it without them.
     """
+    script = _visit(method, guard, task, payload, data, node, allocate, measures)
+    seed = _seed(task.header, task.data_of or node)
+    return (yield from in_scope(script, task.header.mandate.architecture, seed))
+
+
+def _visit(
+    method: Method,
+    guard: Guard,
+    task: VisitTask,
+    payload: Payload,
+    data: NodeData,
+    node: NodeId,
+    allocate: Allocate,
+    measures: Measures,
+) -> Script[VisitResult]:
     header = task.header
     measures.check(header.mandate.architecture)
     stop = replace(
@@ -116,40 +132,37 @@ def visit_script(
         return _unchanged(header, payload.manifest, stop, "no work here")
 
     backend = backend_of(header.mandate.architecture)
-    with backend.scope(stop.seed):
-        model = backend.load(header.mandate.architecture, payload)
-        judge = Judge(backend, header, node, reference, data if plan else NodeData())
-        before = judge.judge(model)
-        if plan is None:
-            estimates = judge.estimates(before, payload.manifest.version(MODEL))
-            result = _unchanged(header, payload.manifest, stop, "no work here")
-            return replace(
-                result, estimates=estimates, loss_before=before.loss, loss_after=before.loss
-            )
-        stack = stack_of(measures, backend.subject(model), stop, plan)
-        work = Work(stop if stack is None else stack.stop, plan, stack)
-        if leads and isinstance(method, StreamMethod):
-            carry = yield from method.lead(backend.subject(model), work, task.partners)
-        else:
-            carry = method.train(backend.subject(model), work)
-        carry = carry or Carry()
+    model = backend.load(header.mandate.architecture, payload)
+    judge = Judge(backend, header, node, reference, data if plan else NodeData())
+    before = judge.judge(model)
+    if plan is None:
+        estimates = judge.estimates(before, payload.manifest.version(MODEL))
+        result = _unchanged(header, payload.manifest, stop, "no work here")
+        return replace(result, estimates=estimates, loss_before=before.loss, loss_after=before.loss)
+    stack = stack_of(measures, backend.subject(model), stop, plan)
+    work = Work(stop if stack is None else stack.stop, plan, stack)
+    if leads and isinstance(method, StreamMethod):
+        carry = yield from method.lead(backend.subject(model), work, task.partners)
+    else:
+        carry = method.train(backend.subject(model), work)
+    carry = carry or Carry()
+    if stack is not None:
+        stack.check()
+    tensors = backend.tensors(model, payload)
+    own: dict[str, Tensor] = {}
+    try:
+        check_finite(tensors)
         if stack is not None:
-            stack.check()
-        tensors = backend.tensors(model, payload)
-        own: dict[str, Tensor] = {}
-        try:
-            check_finite(tensors)
-            if stack is not None:
-                own = {name: tensor_of(array) for name, array in stack.finish().items()}
-                tensors = backend.tensors(model, payload)
-                check_finite({**tensors, **own})
-            after = judge.judge(model)
-            held_to = guard.of_child() if header.branch else guard
-            note = guard_against(held_to, before, after)
-        except ModelError as error:
-            after, note = LOST, str(error)
-        passed = BACKWARD * work.samples + 2 * judge.rows
-        flops = backend.flops(model) * (passed + (stack.forwards if stack else 0.0))
+            own = {name: tensor_of(array) for name, array in stack.finish().items()}
+            tensors = backend.tensors(model, payload)
+            check_finite({**tensors, **own})
+        after = judge.judge(model)
+        held_to = guard.of_child() if header.branch else guard
+        note = guard_against(held_to, before, after)
+    except ModelError as error:
+        after, note = LOST, str(error)
+    passed = BACKWARD * work.samples + 2 * judge.rows
+    flops = backend.flops(model) * (passed + (stack.forwards if stack else 0.0))
 
     result = VisitResult(
         manifest=payload.manifest,
@@ -220,9 +233,13 @@ def follow_script(
     if not isinstance(method, StreamMethod):
         raise ModelError(f"method {mandate.method.name!r} does not work with partners")
     seed = seed_of("follow", mandate.seed, header.hop, node)
-    with backend_of(mandate.architecture).scope(seed):
-        yield from method.follow(opening, data, header, seed)
+    yield from in_scope(method.follow(opening, data, header, seed), mandate.architecture, seed)
     return FollowResult()
+
+
+def _seed(header: Header, node: NodeId) -> int:
+    """Return the seed of a visit to a node's data."""
+    return seed_of("visit", f"{header.mandate.seed}{header.branch}", header.hop, node)
 
 
 def stop_of(header: Header, node: NodeId, data: NodeData, payload: Payload) -> Stop:
@@ -236,7 +253,7 @@ def stop_of(header: Header, node: NodeId, data: NodeData, payload: Payload) -> S
     return Stop(
         node=node,
         hop=header.hop,
-        seed=seed_of("visit", f"{header.mandate.seed}{header.branch}", header.hop, node),
+        seed=_seed(header, node),
         data={s: data.skills[s] for s in wanted if s in data.skills and data.skills[s].samples},
         trained=progress(header, node),
         state=state,

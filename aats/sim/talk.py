@@ -58,6 +58,10 @@ class Talk(Protocol):
         """Return its result and the packet's new payload, if it made one."""
         ...
 
+    def close(self) -> None:
+        """Stop it, wherever it is."""
+        ...
+
 
 class Conversation:
     """Plays a task's script on the virtual clock.
@@ -108,6 +112,7 @@ class Conversation:
         for timer in (*self._timers, *([self._wait] if self._wait else ())):
             timer.cancel()
         self._busy = True
+        self._talk.close()
 
     def _later(self, delay_s: float, action: Callable[[], None]) -> None:
         self._timers = [timer for timer in self._timers if timer.action is not None]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from aats.learning.isolated import TorchState
 from aats.learning.stream import Player, Receive, Send
 from aats.node.tasks import (
     FollowTask,
@@ -58,44 +57,51 @@ class TaskWorker:
 
 
 class TaskTalk:
-    """A task's script in turns with others of this process: see `aats.sim.talk.Talk`."""
+    """A task's script, step by step: see `aats.sim.talk.Talk`."""
 
     def __init__(
         self, task: VisitTask | FollowTask, context: TaskContext, arenas: list[memoryview]
     ) -> None:
         self._task, self._context, self._arenas = task, context, arenas
-        self._player: Player[Result]
-        self._state = TorchState()
+        self._player: Player[Result] | None = None
+
+    @property
+    def player(self) -> Player[Result]:
+        """The script, once it has begun."""
+        assert self._player is not None, "the task has not begun"
+        return self._player
 
     @property
     def waiting(self) -> Receive | None:
         """What it waits for."""
-        return self._player.waiting
+        return self.player.waiting
 
     @property
     def ended(self) -> bool:
         """Whether it is done."""
-        return self._player.ended
+        return self.player.ended
 
     def start(self) -> list[Send]:
         """Run to the first wait."""
-        with self._state.installed():
-            self._player = player_of(self._task, self._context)
-            return self._player.start()
+        self._player = player_of(self._task, self._context)
+        return self._player.start()
 
     def take(self, told: Told) -> list[Send]:
         """Hand it what came."""
-        with self._state.installed():
-            return self._player.take(told)
+        return self.player.take(told)
 
     def time_out(self) -> list[Send]:
         """End its wait."""
-        with self._state.installed():
-            return self._player.time_out()
+        return self.player.time_out()
+
+    def close(self) -> None:
+        """Stop it, wherever it is."""
+        if self._player is not None:
+            self._player.close()
 
     def outcome(self) -> Work:
         """Return its result and the packet's new payload, if it made one."""
-        return _work(self._player.outcome(), self._arenas)
+        return _work(self.player.outcome(), self._arenas)
 
 
 def _work(result: Result, arenas: list[memoryview]) -> Work:
