@@ -236,7 +236,10 @@ def test_the_bits_told_are_the_bytes_on_the_wire(channel: str) -> None:
         assert told[f"bits.{view}"] * 50 == pytest.approx(8 * total)
 
 
-@pytest.mark.parametrize(("channel", "capacity"), [("levels", 6.0), ("gaussian", 4.0)])
+@pytest.mark.parametrize(
+    ("channel", "capacity"),
+    [("levels", 6.0), pytest.param("gaussian", 4.0, marks=pytest.mark.slow)],
+)
 def test_a_capacity_is_met(channel: str, capacity: float) -> None:
     model, found = architecture(channel=channel), spread(rows=1797)
     module = net(model)
