@@ -192,10 +192,12 @@ def travel(
                 continue
             seen.add(record.id)
             journey.rolled_back += record.kind is RecordKind.ROLLED_BACK
-            visits += record.kind in (RecordKind.TRAIN, RecordKind.ROLLED_BACK)
+            is_visit = record.kind in (RecordKind.TRAIN, RecordKind.ROLLED_BACK)
+            visits += is_visit
             header = what.row.header
-            journey.taught += header.trained.get("snake.taught", 0.0)
-            is_end = record.kind is RecordKind.MERGE if merges else visits % NODES == 0
+            journey.taught += is_visit * header.trained.get("snake.taught", 0.0)
+            is_merge = record.kind is RecordKind.MERGE
+            is_end = is_merge if merges else is_visit and visits % NODES == 0
             if is_end and record.id == header.lineage:
                 journey.wire_bytes.append(header.spent.bytes)
                 journey.tensor_bytes.append(sent)
@@ -409,6 +411,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--order-seeds", type=int, default=5, help="of the order ablation (5)")
     parser.add_argument("--skew", type=float, default=0.3, help="Dirichlet's alpha (0.3)")
+    parser.add_argument("--width", type=int, default=0, help="of the VGG whose bytes are counted")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     return parser.parse_args()
 
@@ -419,7 +422,8 @@ def main() -> int:
     if args.quick:
         args.cycles, args.seeds, args.order_seeds = 6, 1, 1
     is_small = args.quick or args.digits
-    data, width = data_of(is_small, args.rows), 4 if is_small else 64
+    data = data_of(is_small, args.rows)
+    width = args.width or data.model["width"]
     tell: Callable[[str, Sequence[dict[str, Any]]], None] = common.show
     moved = bytes_of({"name": "vgg", "width": width, "classes": 10})
     tell(f"Tensors moved by a cycle of nine visits, VGG-11 of width {width}", moved)
