@@ -23,7 +23,8 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, pstdev
@@ -40,6 +41,8 @@ from matplotlib import pyplot as plt
 NODES = tuple(f"n{i}" for i in range(9))
 SKILL = "images"
 BATCH = 32
+TRAINED = 3
+"""Weights, gradients and momentum: what training holds, in models."""
 TUNING_SEED = 100
 
 
@@ -53,6 +56,12 @@ class Data:
     """Of every node over its own rows: rounds of averaging, cycles of a chain."""
     root: str = ""
     hidden: tuple[int, ...] = (64, 64, 64)
+
+    @property
+    def weights(self) -> int:
+        """Of the perceptron all ways but two train."""
+        widths = (self.features, *self.hidden, 10)
+        return sum((a + 1) * b for a, b in pairwise(widths))
 
 
 DIGITS = Data("digits", 64, 10)
@@ -73,8 +82,8 @@ class Way:
     """Whether one visit's training can be measured by itself."""
     shared: int = 0
     """Rows of a reference set that travel along, for a way that needs some."""
-    nodes: Mapping[str, Any] = field(default_factory=dict)
-    """What every node is besides."""
+    small: bool = False
+    """Whether every other node has too little memory to train the whole model."""
 
 
 def _stream(name: str, **more: Any) -> Way:
@@ -96,8 +105,8 @@ WAYS: dict[str, Way] = {
     "gossip": Way(FEDERATED, rendezvous={"name": "gossip", "walkers": 3, "visits": 9}),
     "snake": Way({"name": "snake", "epochs": 1}, rates=(0.02, 0.05, 0.1)),
     "lora": Way({"name": "lora", "epochs": 1, "rank_max": 8}, model="lora"),
-    "nested": Way({**SEQUENTIAL, "name": "nested"}, nodes={"memory_mb": 0.2}),
-    "exchange": Way({**SEQUENTIAL, "name": "exchange", "share": 0.3}, shared=200),
+    "nested": Way({**SEQUENTIAL, "name": "nested"}, small=True),
+    "exchange": Way({**SEQUENTIAL, "name": "exchange", "share": 0.3}, shared=200, small=True),
     "generative": Way({"name": "generative"}, rates=(0.03, 0.1)),
     "bottleneck": Way({"name": "bottleneck"}, model="bottleneck"),
     "split": _stream("split", cut=1),
@@ -114,11 +123,17 @@ VIEWS: dict[str, Way] = {
 
 def tables(way: Way, data: Data, seed: int, rate: float) -> dict[str, Any]:
     """Return the scenario of one run."""
-    nodes: dict[str, Any] = {n: {"data": {SKILL: {}}, **way.nodes} for n in NODES}
+    nodes: dict[str, Any] = {n: {"data": {SKILL: {}}} for n in NODES}
+    if way.small:
+        for node in NODES[1::2]:
+            nodes[node]["memory_mb"] = 0.6 * TRAINED * data.weights * 4 / 1e6
     nodes["owner"] = {"roles": ["owner", "compute"]}
     method = {"batch_size": BATCH, "lr": rate, **way.method}
+    if method["name"] == "exchange":
+        small = {"name": "mlp", "features": data.features, "hidden": [16], "classes": 10}
+        method["small"] = small
     rounds = data.passes
-    rendezvous = dict(way.rendezvous) if way.rendezvous else None
+    rendezvous: dict[str, Any] = dict(way.rendezvous or {})
     match rendezvous:
         case {"name": "fedavg" | "fedopt"}:
             rendezvous["rounds"] = rounds
@@ -128,7 +143,7 @@ def tables(way: Way, data: Data, seed: int, rate: float) -> dict[str, Any]:
             rendezvous["rounds"] = max(1, rounds * len(NODES) // (walkers * visits))
         case {"name": "assemble"}:
             method["visits"] = rounds
-        case None:
+        case _:
             method["visits"] = rounds * len(NODES)
     packet = {
         "name": "packet", "owner": "owner", "method": method, "policy": {"name": "cycle"},
@@ -169,7 +184,9 @@ def run(job: tuple[str, int, float, Data]) -> tuple[str, int, float, Curve]:
     """Run one way on one seed at one rate."""
     name, seed, rate, data = job
     way = {**WAYS, **VIEWS}[name]
-    return name, seed, rate, travel(tables(way, data, seed, rate), name.strip())
+    curve = travel(tables(way, data, seed, rate), name.strip())
+    curve.payload = None  # it is large, and no other process can be given it
+    return name, seed, rate, curve
 
 
 def run_all(jobs: list[tuple[str, int, float, Data]]) -> Iterable[tuple[str, int, float, Curve]]:
