@@ -30,6 +30,10 @@ MAX_LINES = 256
 """Targets, skills, numbers of a header: what is looked through at each decision."""
 
 
+OF_RETURNED = frozenset({Status.HELD, Status.RESTING})
+"""Of a child that has come back."""
+
+
 class Arrival:
     """Admits or refuses offers, and takes custody of what arrived."""
 
@@ -134,10 +138,12 @@ class Arrival:
         """Return why there is no room for one more packet, "" if there is.
 
         One neighbour that offers and never sends cannot take all the room there is. Children
-        of a trunk that waits here take none: they must be able to come back to it.
+        of a trunk that waits here take none, once each: they must be able to come back to it.
         """
         awaited = {p for c in self._held.copies.values() for p in c.header.awaited}
-        if key.packet in awaited:
+        others = {k.packet for k in self._held.incoming if k != key}
+        others |= {k.packet for k, c in self._held.copies.items() if c.status in OF_RETURNED}
+        if key.packet in awaited - others:
             return ""
         held = [
             c for c in self._held.copies.values()

@@ -62,12 +62,13 @@ class Errands:
         """Return whether a stop out of reach is worth waiting for.
 
         One that failed a moment ago is not. Where the way to it did, there is one again soon; one
-        without any way is waited for a little: after a restart the map is empty.
+        that is not known, or without a way, is waited for a little: after a restart the map is
+        empty.
         """
         if stop in copy.avoid:
             return False
         path = self._desk.map.path(self._desk.node, stop, copy.header.manifest.total)
-        return path[:1] != (stop,) if path else copy.failures < PATIENCE
+        return path[:1] in {(node,) for node in copy.avoid} or copy.failures < PATIENCE
 
     def _visit(self, copy: Copy, stop: Candidate) -> None:
         if stop.path:

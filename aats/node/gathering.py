@@ -131,7 +131,7 @@ class Gathering:
 
     def _fork(self, copy: Copy, plan: Fork) -> None:
         desk, header = self._desk, copy.header.on_own_hop()
-        until = desk.now + plan.within_s
+        until = min(desk.now + plan.within_s, header.mandate.deadline)
         record = self._work.record(header, RecordKind.FORK, header.version, Spending(),
                                    note=f"{len(plan.errands)} children")  # fmt: skip
         children = [

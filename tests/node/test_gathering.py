@@ -193,6 +193,21 @@ def test_a_stop_that_is_nowhere_is_left_out() -> None:
     assert any("stop.left-out" in line for line in small.world.lines)
 
 
+def test_children_are_merged_before_the_deadline() -> None:
+    def long(header: Header, partners: Sequence[Partner]) -> Plan:
+        return Fork((Errand((NodeId("n1"),)), Errand((NodeId("n2"),))), 500.0)
+
+    small = world(long, "mesh", 5)
+    small.world.crash(small.nodes[2], 1.5, for_good=True)
+    header, payload = tally_packet(small, deadline=20.0, rendezvous=Plugin("planned"))
+    small.world.submit(small.owner, header, payload, at=1.0)
+    small.world.start()
+    assert small.world.run(60.0, lambda: bool(small.world.deliveries))
+    home = small.world.deliveries[0]
+    assert home.at < 21.0
+    assert home.header.trained["visits"] >= 1
+
+
 def test_a_late_child_is_dropped_and_its_spare_released() -> None:
     def hurried(header: Header, partners: Sequence[Partner]) -> Plan:
         if header.trained.get("cycle"):
