@@ -20,6 +20,7 @@ from aats.learning.lora import (
     tensor_name,
 )
 from aats.learning.lora_method import LoraMethod
+from aats.learning.measures.options import Measures
 from aats.learning.method import Guard
 from aats.learning.modules import ModuleBackend
 from aats.learning.weights import initial_payload
@@ -318,6 +319,24 @@ def test_what_harms_on_two_samples_is_rejected_at_once_and_exactly() -> None:
     assert walk.payload.manifest.version(MODEL) == before
     accepted = walk.visit(FAST, NodeData.of(blobs(seed=6)), NodeId("good"), guard)
     assert accepted.action == "train"
+
+
+@pytest.mark.parametrize("name", ["proximal", "ewc", "ema", "interpolate"])
+def test_measures_on_weights_that_came_are_refused(name: str) -> None:
+    with pytest.raises(ModelError, match=rf"\({name}\) hold on to the weights that came"):
+        walk_of().visit(FAST, NodeData.of(blobs()), measures=Measures(**{name: 0.5}))
+
+
+@pytest.mark.parametrize("measure", [{"distil": 0.5}, {"replay": 0.5}, {"sam": 0.05}])
+def test_other_measures_act_on_the_new_contribution(measure: dict[str, float]) -> None:
+    walks = walk_of(), walk_of()
+    for walk, measures in zip(walks, (Measures(**measure), Measures()), strict=True):  # type: ignore[arg-type]
+        for i in range(2):
+            result = walk.visit(
+                FAST, NodeData.of(blobs(seed=i)), NodeId(f"n{i}"), measures=measures
+            )
+            assert result.action == "train"
+    assert len({walk.payload.manifest.version(MODEL) for walk in walks}) == 2
 
 
 def test_it_needs_a_chain() -> None:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 SEEN = "seen"
 INPUT, FEATURE = "input", "feature"
+CHAIN = "lora"
+"""Name of the architecture whose weights are frozen once they travel."""
+_OF_WEIGHTS_THAT_CAME = frozenset({"proximal", "ewc", "ema", "interpolate"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +135,19 @@ class Measures:
         """Check that the measures can be applied to a model.
 
         Raises:
-            ModelError: If there are any and the model has no weights to apply them to.
+            ModelError: If there are any and the model has no weights to apply them to, or has them
+                frozen.
         """
         if self and architecture.name == SURROGATE:
             raise ModelError(
                 f"counter-measures ({', '.join(self.names())}) need a model of weights; "
                 f"architecture {SURROGATE!r} has none"
+            )
+        frozen = [name for name in self.names() if name in _OF_WEIGHTS_THAT_CAME]
+        if frozen and architecture.name == CHAIN:
+            raise ModelError(
+                f"counter-measures ({', '.join(frozen)}) hold on to the weights that came; those "
+                f"of architecture {CHAIN!r} are frozen, and what it trains is new at every stop"
             )
 
     def names(self) -> tuple[str, ...]:
