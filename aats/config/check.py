@@ -123,6 +123,8 @@ def _check_fault(scenario: Scenario, fault: FaultConfig, at: str) -> None:
 def _check_packets(scenario: Scenario, place: str) -> None:
     if not scenario.packets:
         raise ScenarioError(f"{place}packets", None, "at least one packet is wanted")
+    from aats.learning.method import known as methods
+
     seen = set[str]()
     for i, packet in enumerate(scenario.packets):
         at = f"{place}packets[{i}]"
@@ -136,7 +138,7 @@ def _check_packets(scenario: Scenario, place: str) -> None:
         if packet.rendezvous:
             known = names("aats.rendezvous")
             _known(packet.rendezvous.name, known, f"{at}.rendezvous", "rendezvous")
-        _known(packet.method.name, names("aats.methods"), f"{at}.method", "methods")
+        _known(packet.method.name, methods(), f"{at}.method", "methods")
         _known(packet.model.name, (*names("aats.models"), "surrogate"), f"{at}.model", "models")
         if not packet.requirement:
             raise ScenarioError(f"{at}.requirement", None, "at least one target is wanted")

@@ -63,6 +63,11 @@ def local(name: str, factory: Callable[..., Method]) -> None:
     _LOCAL[name] = factory
 
 
+def known() -> list[str]:
+    """Return the names of the methods that are installed or local."""
+    return sorted({*plugins.names(GROUP), *_LOCAL})
+
+
 def seed_of(*parts: object) -> int:
     """Return a 63-bit seed that depends on every part and on nothing else."""
     text = "\0".join(map(str, parts)).encode()

@@ -1,8 +1,4 @@
-"""Conformance kit for methods: `check_method` raises with what is wrong.
-
-from aats.testing.methods import check_method
-check_method(MyMethod(lr=0.1))
-"""
+"""What methods are tried on: small data, and a packet that visits nodes without a network."""
 
 from __future__ import annotations
 
@@ -15,9 +11,8 @@ import numpy as np
 from aats.advert import ComputeAdvert
 from aats.ids import NodeId, PacketId
 from aats.learning.measures.options import NONE, Measures
-from aats.learning.method import Guard, Method, Work
-from aats.learning.visit import ROLLED_BACK, stop_of, visit_by
-from aats.learning.weights import check_finite, initial_payload, kept
+from aats.learning.method import Guard, Method
+from aats.learning.visit import visit_by
 from aats.node.tasks import VisitResult, VisitTask
 from aats.packet import (
     UNLIMITED,
@@ -30,7 +25,7 @@ from aats.packet import (
     Target,
     VisitEntry,
 )
-from aats.payload import MODEL, STATE, Payload
+from aats.payload import MODEL, Payload
 from aats.roles.data import Batch, NodeData, SkillData
 
 SKILL = "blobs"
@@ -138,86 +133,3 @@ class Walk:
             trained=result.trained,
         )
         return result
-
-
-def check_method(
-    method: Method,
-    architecture: Architecture = MLP,
-    data: NodeData | None = None,
-    measures: Measures = NONE,
-) -> None:
-    """Check that a method keeps its side of the protocol, on two visits to small data.
-
-    Args:
-        method: To be checked.
-        architecture: Of the model it shall train.
-        data: What to train on; its skills are wanted. By default three Gaussian clouds.
-        measures: Against forgetting, which the mandate asks for.
-
-    Raises:
-        AssertionError: Saying what is wrong: not deterministic, weights that are not finite,
-            weights changed without minibatches drawn from the work or beyond the plan, tensors
-            lost, renamed or reshaped, state under a wrong name.
-    """
-    data = data or NodeData.of(blobs())
-    name = type(method).__name__
-    first, second = (_walk(method, architecture, data, measures) for _ in range(2))
-    for one, other in zip(first, second, strict=True):
-        assert one.payload.manifest == other.payload.manifest, (
-            f"{name}: not deterministic: one seed, two results"
-        )
-        assert one.header == other.header, f"{name}: not deterministic: what it reports differs"
-    _check_plan(method, architecture, data)
-    before = initial_payload(architecture, 0, _reference(data)).manifest
-    for walk in first:
-        result = walk.result
-        assert result is not None
-        assert result.action != ROLLED_BACK, f"{name}: {result.note}"
-        _check_tensors(name, walk.payload, before.version(MODEL), result)
-        old = {t.name: (t.dtype, t.shape) for t in before.tensors}
-        new = {t.name: (t.dtype, t.shape) for t in walk.payload.manifest.tensors}
-        lost = {n for n in old if new.get(n) != old[n]}
-        assert not lost, f"{name}: tensors lost, renamed or reshaped: {', '.join(sorted(lost))}"
-        strange = {n for n in new if n not in old and not n.startswith(STATE)}
-        assert not strange, f"{name}: state must be under {STATE!r}: {', '.join(sorted(strange))}"
-
-
-def _check_tensors(name: str, payload: Payload, initial: str, result: VisitResult) -> None:
-    check_finite(kept(payload, ""))
-    payload.verify()
-    changed = payload.manifest.version(MODEL) != initial
-    assert result.steps or not changed, (
-        f"{name}: weights changed, but no minibatch was drawn from the work"
-    )
-
-
-def _check_plan(method: Method, architecture: Architecture, data: NodeData) -> None:
-    header = _header(architecture, data, 0)
-    stop = stop_of(header, NODE, data, initial_payload(architecture, 0))
-    plan, name = method.plan(stop), type(method).__name__
-    assert plan == method.plan(stop), f"{name}: plan differs for the same stop"
-    if plan is None:
-        return
-    assert plan.total > 0, f"{name}: a plan without steps; return None for no work"
-    strange = sorted(set(plan.steps) - set(stop.data))
-    assert not strange, f"{name}: plans steps on {strange}, not held here"
-    assert sum(1 for _ in Work(stop, plan)) == plan.total
-
-
-def _reference(data: NodeData) -> Mapping[str, Batch]:
-    return {s: (d.test_x, d.test_y) for s, d in data.skills.items()}
-
-
-def _header(architecture: Architecture, data: NodeData, seed: int) -> Header:
-    return header_for(architecture, requirement=[Target(s, 0.9) for s in data.skills], seed=seed)
-
-
-def _walk(
-    method: Method, architecture: Architecture, data: NodeData, measures: Measures
-) -> list[Walk]:
-    walk = Walk(_header(architecture, data, 0), initial_payload(architecture, 0, _reference(data)))
-    stages = []
-    for node in (NODE, NodeId("data-2")):
-        walk.visit(method, data, node, measures=measures)
-        stages.append(replace(walk))
-    return stages

@@ -1,4 +1,4 @@
-"""The examples of one's own daemon and one's own policy run as they are."""
+"""The examples of one's own daemon, policy and method run as they are."""
 
 from __future__ import annotations
 
@@ -30,6 +30,15 @@ def test_a_program_of_ones_own_becomes_a_node() -> None:
 def test_a_policy_of_ones_own_leads_a_packet() -> None:
     first, *_ = _run("custom_policy.py").splitlines()
     assert first.startswith("goes to large: ")
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own_is_checked_and_carried_by_a_packet() -> None:
+    first, *visits, home, last = _run("custom_method.py").splitlines()
+    assert first.split()[:2] == ["init", "owner"]
+    assert any("went up" in line for line in visits)
+    assert home.split()[:2] == ["home", "owner"]
+    assert last.endswith("met: True")
 
 
 def test_a_node_of_ones_own_takes_forty_lines() -> None:

@@ -18,6 +18,7 @@ from aats.learning.weights import initial_payload
 from aats.packet import Architecture, EstimateSource, Plugin
 from aats.payload import STATE
 from aats.roles.data import NodeData
+from aats.testing import check_method
 from aats.testing.methods import (
     CLASSES,
     FEATURES,
@@ -26,7 +27,6 @@ from aats.testing.methods import (
     SKILL,
     Walk,
     blobs,
-    check_method,
     header_for,
     reference_for,
 )

@@ -13,7 +13,8 @@ from aats.ids import NodeId
 from aats.learning.exchange import SAID, VOICES, ExchangeMethod
 from aats.learning.weights import initial_payload
 from aats.roles.data import NodeData, SkillData
-from aats.testing.methods import CLASSES, MLP, Walk, blobs, check_method, header_for
+from aats.testing import check_method
+from aats.testing.methods import CLASSES, MLP, Walk, blobs, header_for
 
 SMALL = {"name": "logistic", "features": 8, "classes": CLASSES}
 TINY = ComputeAdvert(memory_bytes=100)

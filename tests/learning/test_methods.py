@@ -26,13 +26,13 @@ from aats.learning.method import (
     passes,
     progress,
 )
-from aats.learning.models import predict
 from aats.learning.noop import NoopMethod
 from aats.learning.sequential import SequentialMethod
 from aats.learning.surrogate import SurrogateMethod
 from aats.learning.weights import initial_payload
 from aats.packet import Architecture, Plugin
 from aats.roles.data import NodeData, SkillData
+from aats.testing import check_method
 from aats.testing.methods import (
     CLASSES,
     FEATURES,
@@ -40,7 +40,6 @@ from aats.testing.methods import (
     SKILL,
     Walk,
     blobs,
-    check_method,
     header_for,
     reference_for,
 )
@@ -94,9 +93,7 @@ class Mine:
         optimiser = torch.optim.Adam(model.parameters(), lr=self.lr)
         for skill, x, y in work:
             optimiser.zero_grad()
-            nn.functional.cross_entropy(
-                predict(model, torch.from_numpy(x), skill), torch.from_numpy(y)
-            ).backward()  # type: ignore[no-untyped-call]
+            work.loss(model, torch.from_numpy(x), torch.from_numpy(y), skill).backward()
             optimiser.step()
         return None
 
@@ -112,47 +109,6 @@ def test_a_users_own_model_and_loop_learn() -> None:
     data = blobs()
     walk = Walk(header_for(architecture), initial_payload(architecture, 0, reference_for(data)))
     assert walk.visit(found, NodeData.of(data)).gain > 0.3
-
-
-class Broken(Mine):
-    """Goes wrong in one of many ways."""
-
-    def __init__(self, way: str) -> None:
-        super().__init__()
-        object.__setattr__(self, "way", way)
-        object.__setattr__(self, "calls", 0)
-
-    def train(self, model: nn.Module, work: Work) -> Carry | None:
-        weight = next(model.parameters())
-        object.__setattr__(self, "calls", self.calls + 1)  # type: ignore[attr-defined]
-        with torch.no_grad():
-            match self.way:  # type: ignore[attr-defined]
-                case "random":
-                    list(work)
-                    weight.add_(self.calls)  # type: ignore[attr-defined]
-                case "nan":
-                    list(work)
-                    weight.fill_(float("nan"))
-                case "work":
-                    weight.add_(0.01)
-                case "state":
-                    list(work)
-                    return Carry({"mine.x": np.ones(2, np.float32)})
-        return None
-
-
-@pytest.mark.parametrize(
-    ("way", "said"),
-    [
-        ("random", "not deterministic"),
-        ("nan", "NaN"),
-        ("work", "no minibatch"),
-        ("state", "state must be under"),
-    ],
-)
-def test_the_kit_says_what_is_wrong(way: str, said: str) -> None:
-    with pytest.raises(AssertionError, match=said):
-        check_method(Broken(way))
 
 
 def test_a_plan_is_in_proportion_to_the_data() -> None:

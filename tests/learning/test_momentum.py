@@ -27,7 +27,8 @@ from aats.learning.weights import initial_payload
 from aats.packet import Plugin
 from aats.payload import MODEL, STATE
 from aats.roles.data import NodeData, SkillData
-from aats.testing.methods import MLP, SKILL, Walk, blobs, check_method, header_for
+from aats.testing import check_method
+from aats.testing.methods import MLP, SKILL, Walk, blobs, header_for
 
 VALUES = arrays.arrays(
     np.float32, st.integers(0, 40), elements=st.floats(-1e3, 1e3, width=32)

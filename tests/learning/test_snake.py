@@ -28,6 +28,7 @@ from aats.packet import Architecture, Plugin, Target
 from aats.payload import MODEL, Payload, pack
 from aats.roles.data import NodeData, SkillData
 from aats.roles.owner import make_packet
+from aats.testing import check_method
 from aats.testing.methods import (
     CLASSES,
     FEATURES,
@@ -35,7 +36,6 @@ from aats.testing.methods import (
     SKILL,
     Walk,
     blobs,
-    check_method,
     header_for,
     reference_for,
 )

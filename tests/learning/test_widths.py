@@ -12,12 +12,17 @@ from torch import nn
 
 from aats.advert import ComputeAdvert
 from aats.errors import ModelError
+from aats.learning.measures.options import Measures
 from aats.learning.method import Stop
 from aats.learning.models import build, initialise
 from aats.learning.nested import NestedMethod
+from aats.learning.weights import initial_payload
 from aats.learning.widths import Slice, grow, ratio_for
 from aats.packet import Architecture
-from aats.testing.methods import check_method
+from aats.roles.data import NodeData
+from aats.testing import check_method
+from aats.testing.methods import MLP as WALKED
+from aats.testing.methods import Walk, blobs, header_for
 
 MLP = Architecture("mlp", {"features": 12, "hidden": [16, 24], "classes": 5})
 CNN = Architecture("cnn", {"side": 8, "widths": [8, 16], "classes": 5})
@@ -127,8 +132,18 @@ def test_the_ratio_follows_from_memory() -> None:
 
 
 def test_the_method_keeps_the_protocol_whatever_the_ratio() -> None:
-    for ratio in (1.0, 0.5, 0.2):
-        check_method(NestedMethod(lr=0.1, ratio=ratio))
+    check_method(NestedMethod(lr=0.1, ratio=1.0))
+    for ratio in (0.5, 0.2):
+        check_method(NestedMethod(lr=0.1, ratio=ratio), takes_measures=False)
+
+
+def test_a_slice_cannot_be_held_near_the_whole_model_and_says_so() -> None:
+    for measure in (Measures(proximal=0.1), Measures(ewc=1.0)):
+        walk = Walk(header_for(), initial_payload(WALKED, 0))
+        walk.visit(NestedMethod(ratio=1.0), NodeData.of(blobs()), measures=measure)
+        with pytest.raises(ModelError, match="the method trains a part of"):
+            walk.visit(NestedMethod(ratio=0.5), NodeData.of(blobs()), measures=measure)
+    walk.visit(NestedMethod(ratio=0.5), NodeData.of(blobs()), measures=Measures(distil=0.5))
 
 
 @pytest.mark.parametrize(

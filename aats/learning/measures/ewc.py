@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from aats.errors import ModelError
-from aats.learning.measures.measure import Measure, carried, generator, snapshot
+from aats.learning.measures.measure import Measure, carried, generator, moved, snapshot
 from aats.learning.method import Plan, Stop
 from aats.learning.models import predict
 from aats.learning.modules import rows
@@ -52,9 +52,9 @@ class Ewc(Measure):
     def term(self, value: Tensor, model: nn.Module, skill: str) -> Tensor:
         """Return the loss with the weighted distance added."""
         found = [
-            (self._importance[name] * (p - self._received[name]).square()).sum()
-            for name, p in model.named_parameters()
-            if name in self._importance and p.requires_grad
+            (self._importance[name] * way.square()).sum()
+            for name, way in moved(model, self._received)
+            if name in self._importance
         ]
         return value + self._strength / 2 * torch.stack(found).sum() if found else value
 

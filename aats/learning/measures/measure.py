@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -179,6 +179,22 @@ def generator(stop: Stop, name: str) -> np.random.Generator:
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
     """Return copies of the parameters, by name."""
     return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def moved(model: nn.Module, received: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield how far each trained parameter is from what was received, by name.
+
+    Raises:
+        ModelError: If the method trains a model of other widths.
+    """
+    for name, p in model.named_parameters():
+        if name in received and p.requires_grad:
+            if p.shape != received[name].shape:
+                raise ModelError(
+                    f"a distance to the received weights has no effect: the method trains a part "
+                    f"of {name!r} only"
+                )
+            yield name, p - received[name]
 
 
 def carried(state: Mapping[str, Array], name: str, like: Tensor) -> Tensor | None:

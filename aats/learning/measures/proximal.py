@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from aats.learning.measures.measure import Measure, snapshot
+from aats.learning.measures.measure import Measure, moved, snapshot
 from aats.learning.method import Plan, Stop
 from aats.payload import Array
 
@@ -29,9 +29,5 @@ class Proximal(Measure):
 
     def term(self, value: Tensor, model: nn.Module, skill: str) -> Tensor:
         """Return the loss with the distance added."""
-        distances = [
-            (p - self._received[name]).square().sum()
-            for name, p in model.named_parameters()
-            if name in self._received and p.requires_grad
-        ]
+        distances = [way.square().sum() for _, way in moved(model, self._received)]
         return value + self._mu / 2 * torch.stack(distances).sum()

@@ -26,6 +26,7 @@ from aats.learning.sgd import sgd
 from aats.learning.weights import initial_payload
 from aats.payload import MODEL, Array
 from aats.roles.data import NodeData, SkillData
+from aats.testing import check_method
 from aats.testing.methods import (
     CLASSES,
     MLP,
@@ -33,7 +34,6 @@ from aats.testing.methods import (
     SKILL,
     Walk,
     blobs,
-    check_method,
     header_for,
     reference_for,
 )
