@@ -137,6 +137,12 @@ class Follower:
                 self.after.remove(node)
             else:
                 error = error + back
+        if not self.after:
+            # Nobody says what the code was good for, and its price alone would undo it. Those
+            # before learn from an empty frame that they need not wait here.
+            for arrived in codes.values():
+                yield Send(arrived.node, "errors", {}, {"number": step})
+            return
         self.optimiser.zero_grad(set_to_none=True)
         backward(sent.code, error, sent.nats, self.encoder.price() / len(at))
         for arrived in codes.values():

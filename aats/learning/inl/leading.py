@@ -94,6 +94,11 @@ class Meeting:
         self._own_step: tuple[Sent, Arrived] | None = None
         self._place = np.int16 if len(ids) < 1 << 15 else np.int32
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no view is left to learn from."""
+        return not self.nodes and self.own is None
+
     def open(self, caution: float = 1.0) -> Script[None]:
         """Give each partner its encoder, learn which samples it has, and tell who is next to whom.
 
@@ -260,12 +265,8 @@ class Meeting:
                 direct, there_here = self._direct(codes, len(part), -1)
                 logits.append(self.net.answer(direct, there_here))
             masks.append(there_here.numpy())
-        return Answers(
-            torch.cat(logits),
-            np.concatenate(masks).astype(np.bool_),
-            bits,
-            ideal_bits,
-        )
+        there_all = np.concatenate(masks).astype(np.bool_)
+        return Answers(torch.cat(logits), there_all, bits, ideal_bits)
 
     def _direct(
         self, codes: Mapping[str, Arrived], n: int, step: int

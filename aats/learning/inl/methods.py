@@ -180,7 +180,7 @@ def lead(
     ids = np.concatenate([data.row_ids, data.held_out_ids[held_out]])
     meeting = Meeting(net, settings, skill, data, ids, partners, work.stop.seed)
     yield from meeting.open(work.stop.caution)
-    if not meeting.nodes and meeting.own is None:
+    if meeting.is_alone:
         return Carry(note="no node with a view answered")
     net.train()
     own = [net.fusion, net.decoder, *([net.satellites] if settings.satellites else [])]
@@ -191,6 +191,8 @@ def lead(
     for number, _ in enumerate(work):
         y = torch.from_numpy(data.train_y[work.drawn])
         codes, there = yield from meeting.step(number, work.drawn)
+        if meeting.is_alone:
+            break
         optimiser.zero_grad(set_to_none=True)
         loss = net.loss(codes, there, y, settings.satellites)
         loss.backward()  # type: ignore[no-untyped-call]

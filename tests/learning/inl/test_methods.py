@@ -22,6 +22,7 @@ from aats.learning.stream import Script, Send
 from aats.learning.views import View
 from aats.packet import Architecture, Plugin
 from aats.roles.data import NodeData, SkillData
+from aats.testing.streams import run_stream
 from tests.learning.inl.views_of_digits import (
     HOME,
     LABELS,
@@ -32,6 +33,7 @@ from tests.learning.inl.views_of_digits import (
     WHOLE,
     accuracy,
     architecture,
+    header,
     net,
     run,
     spread,
@@ -277,6 +279,36 @@ def test_a_partner_that_dies_in_training_is_survived(
     assert any(not torch.equal(t, fresh[n]) for n, t in now.items() if alive in n)
     assert 0 < result.carry.trained["network_accuracy"] <= 1
     assert result.seconds <= 20
+
+
+def test_an_encoder_whose_code_goes_nowhere_any_more_is_not_undone_by_its_price() -> None:
+    # Left goes to the noisy one, that to the whole one, which dies.
+    into = {"left": "noisy", "noisy": "whole", "whole": ""}
+    model, found = architecture(into), spread(THREE)
+    moved = []
+    for epochs in (1, 6):
+        module = net(model)
+        method = InlMethod(epochs=epochs, s=0.5, lr=0.01, measure=0, timeout_s=1.0)
+        done = run(method, model, module, found, kill={"shop": 4})
+        assert done.seconds < 30
+        moved.append(weights(module))
+    same = [n for n in moved[0] if "view_left" in n and "used" not in n]
+    assert all(torch.equal(moved[0][n], moved[1][n]) for n in same)
+
+
+def test_training_ends_when_the_last_view_falls_silent() -> None:
+    model, found = architecture(), spread()
+    module = net(model)
+    method = InlMethod(epochs=5, batch_size=16, timeout_s=1.0)
+    home = NodeData.of(found.nodes[HOME])
+    stop = work(home, Plan({SKILL: 90}, 16))
+    others = {n: NodeData.of(d) for n, d in found.nodes.items() if n != HOME}
+    result = run_stream(
+        method, module, stop, others, header=header(model), kill={"clinic": 5, "lab": 7}
+    )
+    assert result.carry is not None
+    assert result.carry.note == "silent: left, noisy"
+    assert 0 < stop.steps < 10
 
 
 def test_all_partners_dead_is_no_visit() -> None:
