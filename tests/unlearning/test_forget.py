@@ -227,3 +227,16 @@ def test_nothing_is_done_to_a_run_whose_ledger_or_model_was_changed(
     code, found = forget("n1", run_dir)
     assert code == 3
     assert not (run_dir / "models" / "reader.forget-1.safetensors").exists()
+
+
+def test_a_person_is_told_what_it_cost_and_that_it_is_not_exact(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ledger", "forget", "n2", str(run_dir)]) == 0
+    told = capsys.readouterr().out
+    assert "forgot   2@n2 of reader, level subtract: not exact unlearning" in told
+    assert "on rows no node held" in told
+    cost = {line.split("  ")[0]: line.split()[-5:] for line in told.splitlines()[-3:]}
+    assert cost["this"][:3] == ["0", "0", "0"]
+    assert cost["the visits since"][0] == "1"
+    assert cost["all visits"][0] == "3"
