@@ -114,15 +114,17 @@ WAYS: dict[str, Way] = {
     "rws": _stream("rws"),
 }
 VIEWS: dict[str, Way] = {
-    "vfl": Way({"name": "vfl", "epochs": 1}, rates=(3e-4, 1e-3, 3e-3), rate=1e-3, views=True,
-               rendezvous={"name": "assemble"}, model="inl", memory=False),
-    "inl": Way({"name": "inl", "epochs": 1}, rates=(3e-4, 1e-3, 3e-3), rate=1e-3, views=True,
-               rendezvous={"name": "assemble"}, model="inl", memory=False),
+    name: Way({"name": name, "epochs": 1, **more}, rates=(1e-3, 3e-3), rate=3e-3,
+              rendezvous={"name": "assemble", "at_data": True}, memory=False)
+    for name, more in {"vfl": {}, "inl": {"capacity": 16.0}}.items()
 }  # fmt: skip
+"""Two nodes see each sample differently, a third has the labels. A code of 8 numbers of 2 bits."""
 
 
 def tables(way: Way, data: Data, seed: int, rate: float) -> dict[str, Any]:
     """Return the scenario of one run."""
+    if way in VIEWS.values():
+        return _views(way, data, seed, rate)
     nodes: dict[str, Any] = {n: {"data": {SKILL: {}}} for n in NODES}
     if way.small:
         for node in NODES[1::2]:
@@ -156,6 +158,37 @@ def tables(way: Way, data: Data, seed: int, rate: float) -> dict[str, Any]:
         "source": data.source, "partition": {"name": "dirichlet", "alpha": 0.5},
         "held_out": 0.0, "reference": way.shared, "test": 0.2,
     }  # fmt: skip
+    return _scenario(nodes, skill, packet, data, seed)
+
+
+def _views(way: Way, data: Data, seed: int, rate: float) -> dict[str, Any]:
+    nodes: dict[str, Any] = {n: {} for n in ("dark", "noisy")}
+    nodes["owner"] = {"roles": ["owner", "data", "compute"]}
+    square = {"shape": [data.features], "hidden": [64]}
+    skill = {
+        "source": data.source, "held_out": 0.0, "reference": 0, "test": 0.2,
+        "views": {
+            "dark": {"node": "dark", "transform": {"name": "occlude"}, "labels": False},
+            "noisy": {"node": "noisy", "transform": {"name": "noise", "sd": 0.5}, "labels": False},
+            "labels": {"node": "owner", "transform": "nothing"},
+        },
+    }  # fmt: skip
+    packet = {
+        "name": "packet", "owner": "owner", "rendezvous": way.rendezvous,
+        "method": {"batch_size": BATCH, "lr": rate, "visits": data.passes, **way.method},
+        "policy": {"name": "cycle"}, "budget": {"hops": 100_000},
+        "requirement": [{"skill": SKILL, "value": 1.0, "verifier": "any"}],
+        "model": {
+            "name": "inl", "classes": 10, "code": 8, "channel": "levels", "levels": 4,
+            "decoder": [64], "views": {"dark": square, "noisy": square},
+        },
+    }  # fmt: skip
+    return _scenario(nodes, skill, packet, data, seed)
+
+
+def _scenario(
+    nodes: dict[str, Any], skill: dict[str, Any], packet: dict[str, Any], data: Data, seed: int
+) -> dict[str, Any]:
     return {
         "scenario": {"name": "methods", "seed": seed, "limit_s": 1e6},
         "topology": {"edges": [[a, b] for i, a in enumerate(nodes) for b in [*nodes][:i]]},
@@ -232,7 +265,7 @@ def centralised(data: Data, seed: int) -> float:
     for _ in range(data.passes):
         for rows in np.array_split(rng.permutation(len(y)), -(-len(y) // BATCH)):
             optimiser.zero_grad()
-            torch.nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            torch.nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
     test_x, test_y = plan.test[SKILL]
@@ -315,7 +348,7 @@ def plot(curves: Mapping[str, list[Curve]], bound: float, path: Path, title: str
     axes.set(xscale="log", xlabel="MB sent for the packet", ylabel="accuracy", title=title)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
@@ -336,20 +369,30 @@ def main() -> int:
     if options.quick:
         data, seeds = Data("digits", 64, 4, hidden=(32, 32, 32)), 1
     wanted = [w.strip() for w in options.ways.split(",")] if options.ways else None
-    names = [n for n in WAYS if wanted is None or n.strip().removeprefix("+ ") in wanted]
+    names = [n for n in (*WAYS, *VIEWS) if wanted is None or n.strip().removeprefix("+ ") in wanted]
     if options.tune:
         tune(names, data)
         return 0
     bound = mean(centralised(data, seed) for seed in range(seeds))
     curves: dict[str, list[Curve]] = {}
-    jobs = [(name, seed, WAYS[name].rate, data) for seed in range(seeds) for name in names]
-    for name, _, _, curve in run_all(jobs):
+    every = {**WAYS, **VIEWS}
+    for name, _, _, curve in run_all(
+        [(name, seed, every[name].rate, data) for seed in range(seeds) for name in names]
+    ):
         curves.setdefault(name, []).append(curve)
-    rows = rows_of(curves, bound, data)
     title = f"{data.source if isinstance(data.source, str) else data.source['name']}, {seeds} seeds"
-    show(f"Ways of learning: {title}; all data in one place: {bound:.3f}", rows)
-    if options.out:
-        plot(curves, bound, options.out / "methods.svg", title)
+    parts = {
+        f"Ways of learning: {title}; all data in one place: {bound:.3f}": (WAYS, bound, "methods"),
+        f"Views of the same samples: {title}": (VIEWS, 0.0, "views"),
+    }
+    rows: list[dict[str, Any]] = []
+    for words, (ways, best, file) in parts.items():
+        found = {name: curves[name] for name in ways if name in curves}
+        if found:
+            rows += (part := rows_of(found, best, data))
+            show(words, part)
+            if options.out:
+                plot(found, best, options.out / f"{file}.png", title)
     return finish("methods", [*rows, {"way": "centralised", "accuracy": bound}], bars(rows))
 
 
