@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from aats.control.divergence import jensen_shannon
 from aats.errors import ModelError
 from aats.payload import Array
 from aats.roles.data import SkillData
@@ -21,23 +22,6 @@ Shares = npt.NDArray[np.float32]
 """[n], sums to 1."""
 
 _LABELS, _FEATURES, _EDGES = "labels.", "features.", "edges."
-
-
-def jensen_shannon(p: npt.ArrayLike, q: npt.ArrayLike) -> float:
-    """Return the Jensen-Shannon divergence of two distributions in bits: 0 same, 1 disjoint.
-
-    Args:
-        p: [n] shares or counts, at least 0, not all 0.
-        q: [n], likewise.
-    """
-    a, b = (np.asarray(v, np.float64) / np.sum(v, dtype=np.float64) for v in (p, q))
-    middle = (a + b) / 2
-    return max(0.0, (_relative_entropy(a, middle) + _relative_entropy(b, middle)) / 2)
-
-
-def _relative_entropy(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> float:
-    some = p > 0
-    return float((p[some] * np.log2(p[some] / q[some])).sum())
 
 
 def statistics(data: Mapping[str, SkillData], edges: Mapping[str, Array]) -> dict[str, Array]:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
+from aats.control.divergence import jensen_shannon
 from aats.errors import ModelError
-from aats.learning.divergence import BINS, divergence, jensen_shannon, statistics
+from aats.learning.divergence import BINS, divergence, statistics
 from aats.testing.methods import SKILL, blobs
 
 SHARES = st.lists(st.floats(0, 1), min_size=5, max_size=5).filter(lambda v: sum(v) > 0.01)
