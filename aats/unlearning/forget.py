@@ -190,7 +190,8 @@ def _chain_job(past: Past, order: Order) -> _Job:
             "be told apart: only rebuild is left",
         )  # fmt: skip
     model = past.model()
-    later = [c for c in model.contributions if c > gone[0] and c not in gone]
+    before = [c for c in model.contributions if all(past.is_before(c, g) for g in gone)]
+    later = [c for c in model.contributions if c not in before and c not in gone]
     withdrawn = order.what if order.what in past.scenario.nodes else ""
     if order.level is Level.REBUILD:
         start = _start_again(past) if folded else _without(model, [*gone, *later])

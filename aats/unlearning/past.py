@@ -28,6 +28,7 @@ from aats.payload import MODEL, Payload
 
 _ADDED = re.compile(r"added (\S+) of rank [0-9]+")
 _FOLDED = re.compile(r"folded (.+) into the base")
+_REPAIRED = re.compile(r"repaired (.+)")
 _VISITS = RecordKind.TRAIN, RecordKind.ROLLED_BACK
 RECORD_DIGITS = 8
 """Digits of a record's id that will do to name it."""
@@ -53,10 +54,12 @@ class Past:
         scenario: As it was resolved.
         config: The packet's.
         number: Its place in the scenario.
-        chain: Its verified history, this run's records only.
+        chain: Its verified history.
+        every: With the histories of the packets sent to repair or rebuild it.
         payload: The model of the history's head.
         added: By contribution, the record of the visit that added it.
         folded: By contribution, the record of the visit that folded it into the base.
+        repaired: Contributions that were trained again after another one was taken out.
     """
 
     run_dir: Path
@@ -65,9 +68,11 @@ class Past:
     config: PacketConfig
     number: int
     chain: tuple[Record, ...]
+    every: tuple[Record, ...]
     payload: Payload
     added: dict[Contribution, Record]
     folded: dict[Contribution, Record]
+    repaired: set[Contribution]
 
     @classmethod
     def read(cls, run_dir: Path, packet: str = "") -> Past:
@@ -94,14 +99,16 @@ class Past:
         config = scenario.packets[number]
         chain = _verified(run_dir / "ledger" / f"{name}.jsonl")
         later = sorted((run_dir / "ledger").glob(f"{name}.forget-*.jsonl"))
-        notes = [*chain, *(record for file in later for record in _verified(file))]
+        every = (*chain, *(record for file in later for record in _verified(file)))
         payload = _model_of(run_dir, name, config.model, chain[-1])
-        past = cls(run_dir, world, scenario, config, number, chain, payload, {}, {})
-        for record in notes:
+        past = cls(run_dir, world, scenario, config, number, chain, every, payload, {}, {}, set())
+        for record in every:
             if found := _ADDED.search(record.note):
                 past.added[Contribution.of(found[1])] = record
             if found := _FOLDED.search(record.note):
                 past.folded.update({Contribution.of(text): record for text in found[1].split()})
+            if found := _REPAIRED.fullmatch(record.note):
+                past.repaired.update(map(Contribution.of, found[1].split()))
         past._check_added()
         return past
 
@@ -124,6 +131,29 @@ class Past:
         """Return the model, of a LoRA chain."""
         found = ModuleBackend().load(self.config.model, self.payload).module
         assert isinstance(found, LoraModel)
+        return found
+
+    def is_before(self, one: Contribution, other: Contribution) -> bool:
+        """Return whether a contribution was made, and left since, without knowledge of another.
+
+        On branches of one fork neither is before the other.
+        """
+        first, second = (self.added[Contribution(c.hop, c.node)] for c in (one, other))
+        if one in self.repaired:
+            return False
+        if first.packet != second.packet:
+            return one < other
+        return first.id in self._ancestors(second)
+
+    def _ancestors(self, record: Record) -> set[str]:
+        known = {r.id: r for r in self.every}
+        found: set[str] = set()
+        left = list(record.parents)
+        while left:
+            name = left.pop()
+            if name not in found and name in known:
+                found.add(name)
+                left += known[name].parents
         return found
 
     def wanted(self, what: str) -> tuple[Contribution, ...]:

@@ -164,6 +164,32 @@ def test_rebuild_makes_the_later_visits_again_from_before(run_dir: Path, forget:
     assert more["version"] == was[1].base
 
 
+def test_what_was_repaired_knows_of_its_fellows_and_is_made_again(
+    run_dir: Path, forget: Answer
+) -> None:
+    assert forget("n1", run_dir, "--level", "repair", "--steps", "6")[0] == 0
+    code, found = forget("n3", run_dir, "--level", "rebuild")
+    assert code == 0
+    assert found["stops"] == ["n2"]
+    assert [c.partition("@")[2] for c in contributions(found)] == ["n2"]
+
+
+def test_after_a_fork_a_round_is_made_again_from_where_it_began(
+    tmp_path: Path, forget: Answer
+) -> None:
+    run_dir = made(
+        tmp_path / "run", policy="cycle", rendezvous={"name": "fedavg"},
+        method={"name": "lora", "lr": 0.3, "max_steps": 4},
+        requirement=[{"skill": "digits", "value": 0.15, "verifier": "any"}],
+    )  # fmt: skip
+    trunk = next(r for r in records(run_dir) if r.kind is RecordKind.FORK)
+    code, found = forget("n2", run_dir, "--level", "rebuild")
+    assert code == 0
+    assert records(run_dir, "reader.forget-1")[0].version == trunk.version
+    assert "n2" not in found["stops"]
+    assert {c.partition("@")[2] for c in contributions(found)} == {"n1", "n3"}
+
+
 def test_what_was_folded_can_only_be_built_anew(tmp_path: Path, forget: Answer) -> None:
     method = {"name": "lora", "visits": 3, "max_steps": 4, "rank_budget": 8, "rollback_drop": 1.0}
     run_dir = made(tmp_path / "run", method=method)
