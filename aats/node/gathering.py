@@ -3,8 +3,8 @@
 The trunk waits, WORKED and durable, with the ids of the children it awaits in its header. A child
 is a packet of its own under an id of its own (`Header.branch`), with custody, spares and epochs
 like any other. When all are back, or when the time is up and enough are, a task merges them, and
-one transaction replaces them by the trunk's new row. A round that brings nothing is repeated,
-after a wait that doubles.
+one transaction replaces them by the trunk's new row. A round that brings nothing is repeated
+after a wait, with twice the time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from aats.wire import can_be_offered
 
 MAX_CHILDREN = 1000
 """Of one fork, whatever a rendezvous plans."""
-ROUNDS_IN_VAIN = 10
+ROUNDS_IN_VAIN = 6
 """Forks in a row that brought nothing until the packet goes on by its policy."""
 
 
@@ -131,7 +131,8 @@ class Gathering:
 
     def _fork(self, copy: Copy, plan: Fork) -> None:
         desk, header = self._desk, copy.header.on_own_hop()
-        until = min(desk.now + plan.within_s, header.mandate.deadline)
+        within_s = plan.within_s * 2.0**copy.failures
+        until = min(desk.now + within_s, header.mandate.deadline)
         record = self._work.record(header, RecordKind.FORK, header.version, Spending(),
                                    note=f"{len(plan.errands)} children")  # fmt: skip
         children = [
@@ -148,7 +149,7 @@ class Gathering:
         rows = tuple(CustodyRow(c.key, Status.WORKED.value, c) for c in children)
         desk.emit(SaveCustody(row, (record,), children=rows))
         desk.trace("packet.forked", packet=header.id, hop=header.hop,
-                   children=[c.id for c in children], within_s=plan.within_s)  # fmt: skip
+                   children=[c.id for c in children], within_s=within_s)  # fmt: skip
         copies = [self._held.add(row) for row in rows]
         self.gather(copy)
         for child in copies:

@@ -39,7 +39,8 @@ class Fork:
     errands: tuple[Errand, ...]
     """One a child, in the order in which they will be merged."""
     within_s: float = 60.0
-    """The children are merged at the latest so long after the fork, with those that are back."""
+    """The children are merged at the latest so long after the fork, with those that are back; a
+    round that is repeated has twice the time."""
     quorum: float = 0.0
     """Share of the children without which nothing is merged: the round is repeated."""
 
