@@ -27,6 +27,7 @@ from aats.learning.weights import initial_payload
 from aats.packet import Architecture
 from aats.payload import MODEL, Payload, pack
 from aats.roles.data import NodeData
+from aats.testing.check import check_method
 from aats.testing.methods import CLASSES, FEATURES, Walk, blobs, header_for, reference_for
 
 BASE = {"name": "mlp", "features": FEATURES, "hidden": [16], "classes": CLASSES}
@@ -337,6 +338,10 @@ def test_other_measures_act_on_the_new_contribution(measure: dict[str, float]) -
             )
             assert result.action == "train"
     assert len({walk.payload.manifest.version(MODEL) for walk in walks}) == 2
+
+
+def test_it_keeps_its_side_of_the_protocol() -> None:
+    check_method(LoraMethod(epochs=1), LORA, takes_measures=False)
 
 
 def test_it_needs_a_chain() -> None:
