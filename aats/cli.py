@@ -257,9 +257,7 @@ def forget(
     at: Annotated[
         str, typer.Option(help="The node that repairs all; each contribution's own if unset.")
     ] = "",
-    steps: Annotated[
-        int, typer.Option(min=1, help="Steps of repair, shared out evenly.")
-    ] = STEPS,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of repair, shared out evenly.")] = STEPS,
     output: FormatOption = Format.TEXT,
 ) -> None:
     """Take what a node contributed out of a run's model, and sign that in its ledger."""
@@ -302,6 +300,59 @@ def _verdict(row: dict[str, Any]) -> str:
 
 
 # --- scenarios ----------------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def advise(
+    path: Annotated[Path, typer.Argument(help="A scenario: a TOML file or its folder.")],
+    packet: Annotated[str, typer.Option(help="A packet's name; all if unset.")] = "",
+    removable: Annotated[
+        bool, typer.Option("--removable", help="What a node adds must be removable later.")
+    ] = False,
+    bits: Annotated[
+        float, typer.Option("--bits-per-sample", min=0, help="What links carry; 0: no limit.")
+    ] = 0.0,
+    output: FormatOption = Format.TEXT,
+) -> None:
+    """Say which way of learning suits a packet, and why, from data, adverts and mandate."""
+    from aats.advise import setting_for
+    from aats.config import load_scenario
+    from aats.control.method import recommend
+
+    scenario = load_scenario(path)
+    labels = [config.name for config in scenario.packets]
+    if packet and packet not in labels:
+        allowed = f"packets of {path} are {', '.join(labels)}"
+        raise ScenarioError("--packet", packet, allowed, nearest(packet, labels))
+    known: dict[str, float | bool] = {"removable": removable}
+    if bits:
+        known["bits_per_sample"] = bits
+    rows: list[dict[str, Any]] = []
+    for number, label in enumerate(labels):
+        if packet in ("", label):
+            setting = setting_for(scenario, number, **known)
+            found = recommend(setting)
+            # What nothing bounds is left out: JSON has no infinity.
+            told = {k: v for k, v in asdict(setting).items() if v != float("inf")}
+            rows.append({"packet": label, "take": found.name, **asdict(found), "setting": told})
+    emit(rows, output, [line for row in rows for line in _advised(row)])
+
+
+def _advised(row: dict[str, Any]) -> Iterable[str]:
+    s = row["setting"]
+    yield (
+        f"{row['packet']}: {s['nodes']} nodes with data, model {s['model_bytes'] / 1e6:.3g} MB, "
+        f"label skew {s['skew']:.2f}, {s['local_steps']:.0f} steps a visit"
+    )
+    yield f"take     {row['take']}"
+    for reason in row["reasons"]:
+        yield f"because  {reason}"
+    params = [f"{key} = {json.dumps(value)}" for key, value in row["method"]["params"].items()]
+    named = ", ".join([f'name = "{row["method"]["name"]}"', *params])
+    yield f"write    method = {{ {named} }}"
+    if row["rendezvous"]:
+        yield f'write    rendezvous = "{row["rendezvous"]["name"]}"'
 
 
 @app.command()
