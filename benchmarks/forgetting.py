@@ -207,7 +207,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_yticks(np.arange(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel("accuracy on all classes, percent (mean and deviation over seeds)")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     figure.savefig(path)
     pyplot.close(figure)
 
