@@ -29,6 +29,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -50,14 +51,19 @@ from aats.learning.split import (
     finish,
     minibatch,
     one_epoch,
+    rows_allowed,
     small,
     total_of,
     whole,
 )
 from aats.learning.stream import Frame, Receive, Script, Send, read, spelled
+from aats.node.streams import MAX_PARTNERS
 from aats.packet import Header
 from aats.payload import Array
 from aats.roles.data import NodeData
+
+MAX_CLASSES = 1 << 16
+"""That a head may count rows of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +127,9 @@ class RwsMethod:
         bounds.append(len(chain))
         parts = [joined(chain, a, b) for a, b in itertools.pairwise(bounds)]
         snake = Snake(nodes, parts, bounds, random.Random(work.stop.seed))
+        snake.allowed = rows_allowed(partners, rounds := self.rounds or len(nodes))
         heads, lr = 0, self._rate(work.stop)
-        for number in range(self.rounds or len(nodes)):
+        for number in range(rounds):
             if not snake.step():
                 break
             yield from self._lay(snake, number, lr)
@@ -142,7 +149,8 @@ class RwsMethod:
                 yield Send(source, "hand", {"to": spelled(node)}, where)
         for j, node in enumerate(body):
             before, after = body[j - 1] if j else "", body[j + 1] if j < last else ""
-            names = {"before": spelled(before), "after": spelled(after)}
+            names = {"before": spelled(before), "after": spelled(after),
+                     "from": spelled(snake.holder(j))}  # fmt: skip
             numbers = {
                 "round": number, "segment": j, "start": snake.bounds[j],
                 "stop": snake.bounds[j + 1], "has": float(snake.holder(j) == node), "lr": lr,
@@ -161,9 +169,11 @@ class RwsMethod:
                 held = False
             elif frame.numbers.get("failed"):
                 held = False
+            elif not _count(work, frame, self.batch_size, snake.allowed):
+                snake.lose(node)
+                held = False
             else:
                 snake.holders[j].append(node)
-                _count(work, frame, self.batch_size)
         return int(held)
 
     def _take_in(self, snake: Snake) -> Script[None]:
@@ -187,23 +197,28 @@ class RwsMethod:
         """Hold segments, be head, body or tail, hand on."""
         held: dict[int, Segment] = {}
         order, leader, total = opening, opening.sender, total_of(header)
+        left = self.rounds or MAX_PARTNERS
         while order.kind != "stop":
             j, number = whole(order, "segment"), int(order.numbers.get("round", 0))
             if order.kind == "hand" and j in held:
                 to = NodeId(read(array(order, "to"))) or leader
                 yield Send(to, f"segment/{j}/{number}", weights_of(held[j].module))
             elif order.kind == "run":
-                came = None
-                if not whole(order, "has"):
-                    came = yield Receive(None, f"segment/{j}/{number}", self.patience_s)
-                if came is not None:
-                    held[j] = self._segment(header, order)
-                    put(held[j].module, came.arrays)
                 counts = None
-                if j in held:
-                    held[j].lr = order.numbers.get("lr", 0.0)
-                    place = Place(order, number, held[j], held[j].size / total)
-                    counts = yield from self._run(place, data, header, seed)
+                try:
+                    if not whole(order, "has"):
+                        source = NodeId(read(array(order, "from"))) or leader
+                        came = yield Receive(source, f"segment/{j}/{number}", self.patience_s)
+                        if came is not None:
+                            held[j] = self._segment(header, order, came)
+                    if j in held:
+                        held[j].lr = order.numbers.get("lr", 0.0)
+                        place = Place(order, number, held[j], held[j].size / total)
+                        left -= not place.before  # the owner signed for so many heads
+                        if left >= 0:
+                            counts = yield from self._run(place, data, header, seed)
+                except (ModelError, RuntimeError, IndexError):
+                    pass  # a neighbour's nonsense breaks the round, and not this node
                 said = {"failed": float(counts is None)}
                 yield Send(leader, f"done/{number}", counts or {}, said)
             heard = yield Receive(leader, None, IDLE_S)
@@ -211,9 +226,11 @@ class RwsMethod:
                 return
             order = heard
 
-    def _segment(self, header: Header, order: Frame) -> Segment:
+    def _segment(self, header: Header, order: Frame, came: Frame) -> Segment:
         start, stop = whole(order, "start"), whole(order, "stop")
-        return Segment(piece(header.mandate.architecture, start, stop), clip=self.clip)
+        module = piece(header.mandate.architecture, start, stop)
+        put(module, came.arrays)
+        return Segment(module, clip=self.clip)
 
     def _run(
         self, place: Place, data: NodeData, header: Header, seed: int
@@ -241,7 +258,7 @@ class RwsMethod:
                 if place.after:
                     yield Send(place.after, frame.kind, {}, {"end": 1.0})
                 return {}
-            beside = {"y": frame.arrays["y"], "skill": array(frame, "skill")}
+            beside = {"y": array(frame, "y"), "skill": array(frame, "skill")}
             if not (yield from self._through(place, torch.from_numpy(minibatch(frame)[0]), beside)):
                 return None
 
@@ -299,6 +316,8 @@ class Snake:
     holders: list[list[NodeId]] = field(default_factory=list)
     """Of each segment, who has held it, the latest last."""
     lost: list[NodeId] = field(default_factory=list)
+    allowed: Counter[tuple[NodeId, str]] = field(default_factory=Counter)
+    """Rows that each may still say it has trained on, by skill."""
 
     def __post_init__(self) -> None:
         self.holders = [[] for _ in self.parts]
@@ -332,8 +351,19 @@ class Snake:
             self.lost.append(node)
 
 
-def _count(work: Work, frame: Frame, batch_size: int) -> None:
-    """Count what a head has trained on: rows of each class, a step for each minibatch."""
+def _count(work: Work, frame: Frame, batch_size: int, allowed: Counter[tuple[NodeId, str]]) -> bool:
+    """Count what a head says it has trained on: rows of each class, a step for each minibatch.
+
+    Returns:
+        False if it is more than it can have, or no counts at all.
+    """
     for skill, counts in frame.arrays.items():
-        labels = np.repeat(np.arange(len(counts)), np.clip(counts.astype(np.int64), 0, 1 << 24))
+        left = allowed[frame.sender, skill]
+        if counts.dtype != np.int64 or counts.ndim != 1 or not 0 < counts.size <= MAX_CLASSES:
+            return False
+        if counts.min() < 0 or counts.max() > left or counts.sum() > left:
+            return False
+        allowed[frame.sender, skill] -= int(counts.sum())
+        labels = np.repeat(np.arange(len(counts)), counts.astype(np.int64))
         work.count(skill, math.ceil(len(labels) / batch_size), len(labels), labels)
+    return True

@@ -170,7 +170,7 @@ def put(module: nn.Module, arrays: Mapping[str, Array]) -> None:
     """Give a module values.
 
     Raises:
-        ModelError: If a tensor is missing, superfluous, of a wrong shape or not finite.
+        ModelError: If a tensor is missing, superfluous, of a wrong shape or dtype, or not finite.
     """
     expected = module.state_dict()
     if expected.keys() != arrays.keys():
@@ -182,7 +182,9 @@ def put(module: nn.Module, arrays: Mapping[str, Array]) -> None:
             raise ModelError(f"tensor {name!r} {list(array.shape)}, expected {list(want.shape)}")
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise ModelError(f"tensor {name!r} has NaN or infinite values")
-        given[name] = torch.from_numpy(array.copy()).to(want.dtype)
+        given[name] = torch.from_numpy(array.copy())
+        if given[name].dtype != want.dtype:
+            raise ModelError(f"tensor {name!r} is {given[name].dtype}, expected {want.dtype}")
     on_meta = any(tensor.is_meta for tensor in expected.values())
     module.load_state_dict(given, assign=on_meta)
     for parameter in module.parameters():

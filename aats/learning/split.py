@@ -19,7 +19,7 @@ J clients, s bits a number: split 2 p q s + n J s, splitfed 2 p q s + 2 n J s, a
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -88,22 +88,22 @@ class Split:
 
     def follow(self, opening: Frame, data: NodeData, header: Header, seed: int) -> Script[None]:
         """Be a client: take a turn at each order, with the weights that come for it."""
-        leader, order = opening.sender, opening
+        leader, order, left = opening.sender, opening, self.epochs
         front: Segment | None = None
         if not data.show_labels:
             raise ModelError("this node keeps its labels, and split learning sends them")
         while order.kind != "stop":
             turn, to = whole(order, "turn"), NodeId(read(array(order, "to")))
             if order.kind == "order":
-                came = None
-                if not (is_kept := bool(whole(order, "kept"))):
-                    came = yield Receive(None, f"weights/{turn}", self.patience_s)
-                if came is None and not (is_kept and front):
+                latest = front
+                if not whole(order, "kept"):
+                    source = NodeId(read(array(order, "from"))) or leader
+                    came = yield Receive(source, f"weights/{turn}", self.patience_s)
+                    latest = self._front(header, order, came)
+                if latest is None or not left:
                     yield Send(leader, "failed")
                 else:
-                    front = front or self._front(header, order)
-                    if came is not None:
-                        put(front.module, came.arrays)
+                    front, left = latest, left - 1  # the owner signed for so many passes
                     front.lr = order.numbers.get("lr", 0.0)
                     epoch = whole(order, "epoch")
                     own = seed if epoch == 0 else seed_of("epoch", seed, epoch)
@@ -120,8 +120,14 @@ class Split:
                 return
             order = heard
 
-    def _front(self, header: Header, order: Frame) -> Segment:
-        return Segment(piece(header.mandate.architecture, 0, whole(order, "cut")), clip=self.clip)
+    def _front(self, header: Header, order: Frame, came: Frame | None) -> Segment | None:
+        """Return the client part with the weights that came, None if they are none of it."""
+        module = piece(header.mandate.architecture, 0, whole(order, "cut"))
+        try:
+            put(module, came.arrays if came else {})
+        except ModelError:
+            return None
+        return Segment(module, clip=self.clip)
 
     def _pass(
         self, front: Segment, data: NodeData, header: Header, seed: int, leader: NodeId
@@ -152,6 +158,8 @@ class Server:
     """Of the whole model's parameters."""
     clients: list[NodeId]
     """Those that are still with us, in order."""
+    allowed: Counter[tuple[NodeId, str]]
+    """Rows that each may still bring, by skill."""
     lost: list[NodeId] = field(default_factory=list)
 
     def step(self, sender: NodeId, frame: Frame) -> Send | None:
@@ -159,6 +167,9 @@ class Server:
         skill = frame.kind.partition("/")[2]
         try:
             a, y = minibatch(frame)
+            if len(y) > self.allowed[sender, skill]:
+                return None
+            self.allowed[sender, skill] -= len(y)
             error = finish(self.back, torch.from_numpy(a), y, skill)
         except (ModelError, RuntimeError, IndexError):
             return None
@@ -207,8 +218,8 @@ class SplitMethod(Split):
             has = had[-1] if had else NodeId("")
             numbers = {"turn": turn, "epoch": epoch, "cut": server.cut, "lr": lr}
             numbers["kept"] = float(has == node)
-            to = spelled(KEEP if after == node else after)
-            yield Send(node, "order", {"to": to}, numbers)
+            names = {"to": spelled(KEEP if after == node else after), "from": spelled(has)}
+            yield Send(node, "order", names, numbers)
             if not has:
                 yield Send(node, f"weights/{turn}", weights_of(server.front))
             elif node not in (has, sent_to):
@@ -262,7 +273,7 @@ class SplitFedMethod(Split):
             numbers = {"turn": turn, "epoch": epoch, "cut": server.cut, "lr": lr, "kept": 0}
             weights = weights_of(server.front)
             for node in server.clients:
-                yield Send(node, "order", {"to": spelled("")}, numbers)
+                yield Send(node, "order", {"to": spelled(""), "from": spelled("")}, numbers)
                 yield Send(node, f"weights/{turn}", weights)
             samples = yield from self._serve_all(server)
             parts: list[tuple[int, Mapping[str, Array]]] = []
@@ -312,10 +323,17 @@ class _Given(nn.Module):
 
 
 def finish(last: Segment, x: torch.Tensor, y: Labels, skill: str) -> torch.Tensor:
-    """Train a model's last segment on a minibatch; return the error of its input."""
+    """Train a model's last segment on a minibatch; return the error of its input.
+
+    Raises:
+        ModelError: If the loss is not finite, which would leave no weight finite.
+    """
     last.forward(x)
     logits = predict(_Given(last.output), torch.empty(0), skill)
-    return last.finish(nn.functional.cross_entropy(logits, torch.from_numpy(y)))
+    loss = nn.functional.cross_entropy(logits, torch.from_numpy(y))
+    if not torch.isfinite(loss):
+        raise ModelError("the loss of a minibatch is not finite")
+    return last.finish(loss)
 
 
 def serve(
@@ -330,7 +348,18 @@ def serve(
     chain = chain_of(model)
     back = Segment(joined(chain, cut, len(chain)), lr=lr, clip=method.clip)
     share = back.size / max(1, sum(p.numel() for p in model.parameters()))
-    return Server(joined(chain, 0, cut), back, cut, work, share, [p.node for p in clients])
+    allowed = rows_allowed(clients, method.epochs)
+    return Server(joined(chain, 0, cut), back, cut, work, share, [p.node for p in clients], allowed)
+
+
+def rows_allowed(partners: Sequence[Partner], passes: int) -> Counter[tuple[NodeId, str]]:
+    """Return how many rows of each skill each node may bring in so many passes.
+
+    That is twice what it advertises: its data may have grown.
+    """
+    return Counter(
+        {(p.node, d.skill): 2 * passes * d.samples for p in partners for d in p.data if not d.view}
+    )
 
 
 def brings_rows(partner: Partner) -> bool:
@@ -371,7 +400,7 @@ def minibatch(frame: Frame) -> tuple[Array, Labels]:
         ModelError: If they are none that a model can be trained on.
     """
     a, y = array(frame, "a"), array(frame, "y").astype(np.int64)
-    if a.dtype != np.float32 or y.ndim != 1 or not len(y) or len(a) != len(y):
+    if a.dtype != np.float32 or y.ndim != 1 or not len(y) or a.shape[:1] != y.shape:
         raise ModelError(f"activations {a.dtype}{list(a.shape)} with labels {list(y.shape)}")
     if not np.isfinite(a).all() or y.min() < 0:
         raise ModelError("activations that are not finite, or labels below 0")

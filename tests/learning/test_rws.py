@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from math import inf
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from aats.learning.models import build, initialise
 from aats.learning.modules import deterministic
 from aats.learning.rws import RwsMethod, Snake
 from aats.learning.sequential import SequentialMethod
+from aats.learning.stream import Frame, Receive, Send, spelled
 from aats.packet import UNLIMITED, Architecture, Header, Mandate, Owner, PacketKind, Plugin, Target
 from aats.roles.data import NodeData
 from aats.testing.methods import CLASSES, FEATURES, SKILL, blobs
@@ -163,3 +165,48 @@ def test_one_seed_one_result():
     first, second = model_of(), model_of()
     assert run(PLAIN, first, nodes(4)).bytes == run(PLAIN, second, nodes(4)).bytes
     assert distance(first, second) == 0.0
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"next_hop": np.array([3])},
+        {"a skill nobody wants": np.array([3])},
+        {SKILL: np.array([[3, 4]])},
+        {SKILL: np.array([np.nan])},
+        {SKILL: np.array(3)},
+        {SKILL: np.array([1 << 62, 1 << 62])},
+        {SKILL: np.array([-1, 5])},
+        {SKILL: np.zeros(1 << 20, np.int64)},
+    ],
+)
+def test_a_head_that_claims_what_it_cannot_have_trained_on_is_lost(counts):
+    class Rogue(RwsMethod):
+        def follow(self, opening, data, header, seed):
+            script, answer = RwsMethod.follow(self, opening, data, header, seed), None
+            while True:
+                try:
+                    step = script.send(answer)
+                except StopIteration:
+                    return
+                told = isinstance(step, Send) and step.kind.startswith("done") and step.arrays
+                answer = yield replace(step, arrays=counts) if told and data is rogue else step
+
+    data, account = nodes(4), work()
+    rogue = data["c1"]
+    method = Rogue(lr=0.1, clip=0.0, batch_size=8, segments=2)
+    with deterministic(0):
+        found = run_stream(method, model_of(), account, data, header=HEADER)
+    assert "lost c1" in found.carry.note
+    assert list(account.labels) == [SKILL]
+    assert 0 < account.samples < 300
+
+
+def test_a_neighbours_nonsense_breaks_the_round_and_not_the_node():
+    data = nodes(1)["c0"]
+    names = {"before": spelled(""), "after": spelled(""), "from": spelled("")}
+    numbers = {"round": 0, "segment": 0, "start": 0, "stop": 4, "has": 0, "lr": 0.1}
+    script = PLAIN.follow(Frame(NodeId("lab"), "run", names, numbers), data, HEADER, 0)
+    assert next(script) == Receive(NodeId("lab"), "segment/0/0", 20.0)
+    said = script.send(Frame(NodeId("lab"), "segment/0/0", {"w": np.zeros(3)}))
+    assert said == Send(NodeId("lab"), "done/0", {}, {"failed": 1.0})

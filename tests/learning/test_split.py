@@ -20,7 +20,7 @@ from aats.learning.modules import deterministic
 from aats.learning.segments import Segment, chain_of, cut_at, joined, piece, put, weights_of
 from aats.learning.sequential import SequentialMethod
 from aats.learning.split import Split, SplitFedMethod, SplitMethod
-from aats.learning.stream import Frame
+from aats.learning.stream import Frame, Receive, Send, spelled
 from aats.packet import UNLIMITED, Architecture, Header, Mandate, Owner, PacketKind, Plugin, Target
 from aats.roles.data import NodeData
 from aats.testing.methods import CLASSES, FEATURES, SKILL, blobs
@@ -253,3 +253,115 @@ def test_one_seed_one_result():
     runs = [run(SplitFedMethod(epochs=2), m, clients(60, 90)) for m in (first, second)]
     assert distance(first, second) == 0.0
     assert runs[0].bytes == runs[1].bytes
+
+
+def with_rogue(kind, twist, samples=72):
+    """Return a method in which the client of so many rows says what `twist` makes of its frames."""
+
+    class Rogue(kind):
+        def follow(self, opening, data, header, seed):
+            script, answer = kind.follow(self, opening, data, header, seed), None
+            while True:
+                try:
+                    step = script.send(answer)
+                except StopIteration:
+                    return
+                if data.skills[SKILL].samples == samples and isinstance(step, Send):
+                    step = twist(step)
+                answer = yield step
+
+    return Rogue(lr=0.1, batch_size=8, cut=1)
+
+
+def twisted(what, **changed):
+    def twist(send):
+        if not send.kind.startswith(what):
+            return send
+        arrays = changed.get("arrays", lambda a: a)(dict(send.arrays))
+        return replace(send, arrays=arrays, kind=changed.get("kind", send.kind))
+
+    return twist
+
+
+@pytest.mark.parametrize("kind", [SplitMethod, SplitFedMethod])
+@pytest.mark.parametrize(
+    "twist",
+    [
+        twisted("activations", arrays=lambda a: {**a, "a": np.array(1, np.float32)}),
+        twisted("activations", kind="activations/next_hop"),
+        twisted("activations", kind="activations/a skill nobody wants"),
+        twisted("activations", arrays=lambda a: {**a, "a": np.full_like(a["a"], 3e38)}),
+        twisted("done", kind=f"activations/{SKILL}"),
+    ],
+)
+def test_a_client_that_sends_nonsense_is_left_out_and_the_others_go_on(kind, twist):
+    model, data, account = model_of(), clients(60, 90, 40), work()
+    with deterministic(0):
+        found = run_stream(with_rogue(kind, twist), model, account, data, header=HEADER)
+    assert "lost c1" in found.carry.note
+    assert found.carry.note.startswith("2 clients")
+    assert list(account.labels) == [SKILL]
+    assert distance(model, model_of()) > 0.01
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("other", [lambda w: w.astype(np.int8), lambda w: np.full(w.shape, 1e300)])
+@pytest.mark.parametrize("kind", [SplitMethod, SplitFedMethod])
+def test_weights_of_another_dtype_are_not_taken_from_anyone(kind, other):
+    twist = twisted("weights", arrays=lambda a: {n: other(w) for n, w in a.items()})
+    model, data, account = model_of(), clients(60, 90, 40), work()
+    with deterministic(0):
+        found = run_stream(with_rogue(kind, twist), model, account, data, header=HEADER)
+    assert kind is SplitMethod or "lost c1" in found.carry.note
+    assert found.frames["c2", "lab", "done"] == 1
+    front = weights_of(joined(chain_of(model), 0, 1))
+    assert all(np.isfinite(w).all() for w in front.values())
+    assert any((w % 1).any() for w in front.values())
+
+
+def test_a_client_that_never_ends_its_turn_is_left_out():
+    def endless(self, opening, data, header, seed):
+        if data.skills[SKILL].samples != 72:
+            yield from SplitMethod.follow(self, opening, data, header, seed)
+            return
+        while True:
+            frame = {"a": np.ones((8, 16), np.float32), "y": np.zeros(8, np.uint8)}
+            yield Send(opening.sender, f"activations/{SKILL}", frame)
+            if (yield Receive(opening.sender, "errors", 1.0)) is None:
+                return
+
+    method = type("Endless", (SplitMethod,), {"follow": endless})(lr=0.1, batch_size=8, cut=1)
+    found = run(method, model_of(), clients(60, 90, 40))
+    assert "lost c1" in found.carry.note
+
+
+def test_a_leader_gets_no_more_passes_than_the_owner_signed_for():
+    data, front = clients(16)["c0"], weights_of(joined(chain_of(model_of()), 0, 1))
+    script = SplitMethod(epochs=2, batch_size=8).follow(order(0), data, HEADER, 0)
+    answer, said, turn = None, [], 0
+    while turn < 5:
+        step = script.send(answer)
+        answer = None
+        if isinstance(step, Send):
+            said.append(step.kind.partition("/")[0])
+            size = len(step.arrays.get("y", ()))
+        elif step.kind is None:
+            answer, turn = order(turn + 1), turn + 1
+        elif step.kind == "errors":
+            answer = Frame(NodeId("lab"), "errors", {"e": np.zeros((size, 16), np.float32)})
+        else:
+            answer = Frame(NodeId("lab"), step.kind, front)
+    assert said.count("activations") == 2 * 2
+    assert said.count("failed") == 3
+
+
+def order(turn):
+    numbers = {"turn": turn, "epoch": 0, "cut": 1, "lr": 0.1, "kept": 0}
+    return Frame(NodeId("lab"), "order", {"to": spelled(""), "from": spelled("")}, numbers)
+
+
+def test_a_client_takes_weights_from_whom_its_order_names_and_nobody_else():
+    script = SplitMethod().follow(order(0), clients(16)["c0"], HEADER, 0)
+    assert next(script) == Receive(NodeId("lab"), "weights/0", 20.0)
+    wrong = {n: np.full_like(w, np.nan) for n, w in weights_of(chain_of(model_of())[0]).items()}
+    assert script.send(Frame(NodeId("lab"), "weights/0", wrong)) == Send(NodeId("lab"), "failed")
