@@ -79,3 +79,22 @@ def in_network_bytes(
         number: s, bytes of a number.
     """
     return epochs * 2 * sum(widths) * samples * number
+
+
+def header_bytes(
+    transfers: int, tensors: int, first: float = 1200.0, tensor: float = 120.0,
+    record: float = 600.0,
+) -> float:  # fmt: skip
+    """Return bytes of headers with their signed chain, on top of tensors: a record more a hop.
+
+    A journey of hundreds of visits moves more of these than of a small model. For packets that go
+    one way: children of a fork carry two records of what was before it. The defaults are measured.
+
+    Args:
+        transfers: Hops over one link.
+        tensors: Of the payload, each named with its digest.
+        first: Bytes of the header as it leaves its owner, the offer's frame included.
+        tensor: Bytes of one tensor's name, shape and digest.
+        record: Bytes of one signed record and of one entry of the journal.
+    """
+    return transfers * (first + tensor * tensors) + record * transfers * (transfers - 1) / 2
