@@ -133,7 +133,7 @@ def nodes(setup: Setup, seed: int) -> dict[str, SkillData]:
 class Asking:
     """Lets the nodes answer samples, and nothing else."""
 
-    method: InlMethod | VflMethod
+    method: VflMethod
     ids: Labels
 
     def plan(self, stop: Stop) -> Plan | None:
@@ -154,7 +154,7 @@ class Asking:
 
 
 def measure(
-    setup: Setup, method: InlMethod | VflMethod, seed: int, **config: Any
+    setup: Setup, method: VflMethod, seed: int, **config: Any
 ) -> tuple[Found, dict[str, float]]:
     """Return what one run found, and the mean training bytes of a sample by kind of frame."""
     held = nodes(setup, seed)
@@ -210,7 +210,7 @@ def measure(
 
 
 def curve(
-    pool: Executor, setup: Setup, label: str, method: InlMethod | VflMethod, knob: str,
+    pool: Executor, setup: Setup, label: str, method: VflMethod, knob: str,
     **config: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Return a row of the table: one setting, all seeds."""

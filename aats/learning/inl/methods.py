@@ -55,15 +55,24 @@ class VflMethod:
     """After which a node that says nothing counts as dead for this visit."""
 
     def __post_init__(self) -> None:
-        check(self)
+        if self.epochs <= 0 or self.batch_size < 1 or self.lr <= 0 or self.timeout_s <= 0:
+            raise ValueError("epochs, lr and timeout_s must be above 0, batch_size at least 1")
+        if not 0 <= self.drop < 1 or self.measure < 0:
+            raise ValueError("drop must be in 0-1 (not 1), measure at least 0")
+        if self.optimiser not in OPTIMISERS:
+            raise ValueError(f"optimiser {self.optimiser!r}; allowed are {', '.join(OPTIMISERS)}")
 
     def settings(self) -> Settings:
         """Return what both sides go by."""
-        return settings_of(self)
+        return Settings(
+            drop=self.drop, optimiser=self.optimiser, lr=self.lr, coded=self.coded,
+            timeout_s=self.timeout_s,
+        )  # fmt: skip
 
     def plan(self, stop: Stop) -> Plan | None:
         """Return `epochs` passes over the labelled rows."""
-        return plan(self, stop)
+        labelled = {s: d for s, d in stop.data.items() if d.num_classes}
+        return passes(replace(stop, data=labelled), self.epochs, self.batch_size)
 
     def train(self, model: Any, work: Work) -> Carry | None:
         """Train alone, where a node has whole samples: the views stacked."""
@@ -79,19 +88,13 @@ class VflMethod:
 
 
 @dataclass(frozen=True, slots=True)
-class InlMethod:
+class InlMethod(VflMethod):
     """In-Network Learning: main and satellite decoders, and a price on what the links carry.
 
     Raises:
         ValueError: On a number out of range.
     """
 
-    epochs: float = 1.0
-    """Passes over the leader's rows at a visit."""
-    batch_size: int = 64
-    lr: float = 1e-3
-    optimiser: str = "adam"
-    """"adam" or "sgd"; each node has its own, fresh at each visit."""
     s: float = 0.01
     """Weight of the satellites' losses, and of the rates (in nats) where there is no capacity."""
     satellite: float = 1.0
@@ -101,73 +104,21 @@ class InlMethod:
     `s`."""
     rho: float = 2e-4
     """How fast a link's price follows: lambda <- max(0, lambda + rho (bits - capacity)), a step."""
-    drop: float = 0.0
-    """Share of links that fail in training, row by row, so that a dead encoder is survived."""
-    coded: bool = False
-    """Whether codes travel as real bytes in training, too, where the channel can."""
-    measure: int = 256
-    """Held-out samples answered over the network after training, to count real bits; 0: none."""
-    timeout_s: float = 10.0
-    """After which a node that says nothing counts as dead for this visit."""
 
     def __post_init__(self) -> None:
-        check(self)
+        VflMethod.__post_init__(self)
         if min(self.s, self.satellite, self.capacity, self.rho) < 0:
             raise ValueError("s, satellite, capacity and rho must be at least 0")
 
     def settings(self) -> Settings:
         """Return what both sides go by."""
         return replace(
-            settings_of(self),
+            VflMethod.settings(self),
             weight=self.s,
             satellites=self.s * self.satellite,
             capacity=self.capacity,
             rho=self.rho,
         )
-
-    def plan(self, stop: Stop) -> Plan | None:
-        """Return `epochs` passes over the labelled rows."""
-        return plan(self, stop)
-
-    def train(self, model: Any, work: Work) -> Carry | None:
-        """Train alone, where a node has whole samples: the views stacked."""
-        return train_alone(self.settings(), model, work)
-
-    def lead(self, model: Any, work: Work, partners: Sequence[Partner]) -> Script[Carry | None]:
-        """Train with the nodes that have the views."""
-        return lead(self.settings(), self.measure, model, work, partners)
-
-    def follow(self, opening: Frame, data: NodeData, header: Header, seed: int) -> Script[None]:
-        """Encode one view."""
-        return follow(self.settings(), opening, data, header)
-
-
-def check(method: VflMethod | InlMethod) -> None:
-    """Check what the methods have in common.
-
-    Raises:
-        ValueError: On a number out of range.
-    """
-    if method.epochs <= 0 or method.batch_size < 1 or method.lr <= 0 or method.timeout_s <= 0:
-        raise ValueError("epochs, lr and timeout_s must be above 0, batch_size at least 1")
-    if not 0 <= method.drop < 1 or method.measure < 0:
-        raise ValueError("drop must be in 0-1 (not 1), measure at least 0")
-    if method.optimiser not in OPTIMISERS:
-        raise ValueError(f"optimiser {method.optimiser!r}; allowed are {', '.join(OPTIMISERS)}")
-
-
-def settings_of(method: VflMethod | InlMethod) -> Settings:
-    """Return what the methods have in common, as both sides go by it."""
-    return Settings(
-        drop=method.drop, optimiser=method.optimiser, lr=method.lr, coded=method.coded,
-        timeout_s=method.timeout_s,
-    )  # fmt: skip
-
-
-def plan(method: VflMethod | InlMethod, stop: Stop) -> Plan | None:
-    """Return passes over the rows whose labels the node knows."""
-    labelled = {s: d for s, d in stop.data.items() if d.num_classes}
-    return passes(replace(stop, data=labelled), method.epochs, method.batch_size)
 
 
 def lead(

@@ -48,7 +48,7 @@ OWN: Mapping[str, View] = {"clinic": LEFT, "lab": NOISY, HOME: replace(WHOLE, la
 
 
 def one_graph(
-    method: InlMethod | VflMethod, module: InlNet, found: Spread, seed: int = 7
+    method: VflMethod, module: InlNet, found: Spread, seed: int = 7
 ) -> dict[str, torch.Tensor]:
     """Return the gradients of one step, everything in one autograd graph, by plain means."""
     settings = method.settings()
@@ -89,9 +89,7 @@ def one_graph(
     return {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
 
 
-def assert_stream_is_one_graph(
-    method: InlMethod | VflMethod, model: Architecture, found: Spread
-) -> None:
+def assert_stream_is_one_graph(method: VflMethod, model: Architecture, found: Spread) -> None:
     one = replace(method, optimiser="sgd", lr=1.0, measure=0)
     module = net(model)
     before = {n: p.detach().clone() for n, p in module.named_parameters()}
