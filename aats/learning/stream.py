@@ -38,7 +38,8 @@ from aats.roles.data import NodeData
 T = TypeVar("T")
 
 MAX_WAITING = 1024
-"""Frames that wait for a script to ask for them; one that asks for none of them is lost."""
+MAX_WAITING_BYTES = 2 * MAX_FRAME_BYTES
+"""Frames of one sender that wait for a script to ask for them; whoever sends more is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,8 @@ class Player(Generic[T]):
         self._script = script
         self._others = set(others)
         self._leader = leader
-        self._inbox: deque[Frame] = deque(maxlen=MAX_WAITING)
+        self._inbox: deque[Frame] = deque()
+        self._flooding: set[NodeId] = set()
         self.waiting: Receive | None = None
         """What the script waits for now."""
         self.ended = False
@@ -146,7 +148,15 @@ class Player(Generic[T]):
 
     def hear(self, frame: Frame) -> list[Send]:
         """Take a frame; of a sender that was lost, it is taken back among the living."""
-        self._others.add(frame.sender)
+        sender = frame.sender
+        if sender in self._flooding:
+            return []
+        held = [*(waiting for waiting in self._inbox if waiting.sender == sender), frame]
+        size = sum(array.nbytes for one in held for array in one.arrays.values())
+        if len(held) > MAX_WAITING or size > MAX_WAITING_BYTES:
+            self._flooding.add(sender)
+            return self.lose(sender)
+        self._others.add(sender)
         self._inbox.append(frame)
         return self._look()
 

@@ -94,6 +94,32 @@ def test_a_wait_for_anyone_ends_when_all_are_lost_or_the_leader_is() -> None:
     assert follower.outcome() == ""
 
 
+def test_a_flood_of_frames_loses_who_sends_it_and_nothing_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stream, "MAX_WAITING", 5)
+    player = Player(two_words(), {A, B})
+    player.start()
+    player.hear(says(A, "first"))
+    for _ in range(9):
+        player.hear(says(B))
+    player.hear(says(A, "second"))
+    assert player.outcome() == ["second", "first"]
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_WAITING", 2), ("MAX_WAITING_BYTES", 800)])
+def test_nobody_waits_for_a_sender_of_too_much(
+    limit: str, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, limit, value)
+    player = Player(two_words(), {A, B})
+    player.start()
+    for _ in range(3):
+        player.hear(Frame(A, "other", {"w": np.zeros(50)}))
+    assert player.outcome() == ["nothing", "nothing"]
+    assert player.hear(says(A, "second")) == []
+
+
 def test_a_script_that_is_alone_ends() -> None:
     assert alone(Player(two_words(), ())) == ["nothing", "nothing"]
 
