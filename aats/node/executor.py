@@ -12,7 +12,7 @@ import itertools
 import os
 import signal
 import socket
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from aats.errors import LocalError, WireError
 from aats.ids import NodeId
 from aats.node.events import TaskFailed, TaskFinished, TaskSpoke
 from aats.node.forkserver import ForkServer, ForkServerLost
-from aats.node.tasks import Told
+from aats.node.tasks import Lost, Told
 from aats.node.worker import LENGTH, Job, child_main, encode_job, preload_data
 from aats.wire import decode_event, encode_told
 
@@ -30,6 +30,8 @@ MAX_ANSWER_BYTES = 1 << 28
 """A minibatch of raw samples is the largest answer."""
 MAX_TOLD_BYTES = 1 << 28
 """Frames that wait for a task to take them in."""
+MAX_TOLD_BY_ONE = MAX_TOLD_BYTES // 4
+"""The same of one node; whoever sends more is lost to the task."""
 _READ_BYTES = 1 << 18
 ASKED = frozenset({"ProbeTask", "BatchTask", "AdoptTask", "ContributeTask"})
 """Kinds of tasks that nodes ask of each other."""
@@ -63,28 +65,36 @@ class Line:
 
     def __init__(self, hear: Callable[[TaskSpoke], None]) -> None:
         self.hear = hear
-        self._told: asyncio.Queue[bytes] = asyncio.Queue()
-        self._waiting_bytes = 0
+        self._told: asyncio.Queue[tuple[NodeId, bytes]] = asyncio.Queue()
+        self._waiting_bytes: Counter[NodeId] = Counter()
+        self._flooding: set[NodeId] = set()
 
     def tell(self, told: Told) -> bool:
         """Put something in line for the task, which may not have begun.
 
         Returns:
-            False if too much waits already: it takes in too little of what others send it.
+            False if too much waits already: it takes in too little of what others send it. Of
+            one sender alone that is the sender's fault: it is lost.
         """
+        node = told.node
+        if node in self._flooding:
+            return True
         data = encode_told(told)
-        self._waiting_bytes += len(data)
-        self._told.put_nowait(data)
-        return self._waiting_bytes <= MAX_TOLD_BYTES
+        if self._waiting_bytes[node] + len(data) > MAX_TOLD_BY_ONE:
+            self._flooding.add(node)
+            data = encode_told(Lost(node))
+        self._waiting_bytes[node] += len(data)
+        self._told.put_nowait((node, data))
+        return self._waiting_bytes.total() <= MAX_TOLD_BYTES
 
     async def write(self, channel: socket.socket) -> None:
         """Write what the task is told until cancelled."""
         loop = asyncio.get_running_loop()
         with contextlib.suppress(ConnectionError):  # its end is seen by who reads
             while True:
-                data = await self._told.get()
+                node, data = await self._told.get()
                 await loop.sock_sendall(channel, LENGTH.pack(len(data)) + data)
-                self._waiting_bytes -= len(data)
+                self._waiting_bytes[node] -= len(data)
 
 
 class Executor:

@@ -5,6 +5,7 @@ import ctypes
 import faulthandler
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ import pytest
 from aats.identity import Identity
 from aats.ids import NodeId, PacketId
 from aats.learning.method import Carry, Plan, Stop, Work, local
-from aats.node.executor import Executor, TaskError, fork_zygote
+from aats.node import executor as executor_module
+from aats.node.executor import Executor, Line, TaskError, fork_zygote
 from aats.node.shard import FILE_NAME, save_data
 from aats.node.spec import WorkSettings
 from aats.node.tasks import (
@@ -25,12 +27,14 @@ from aats.node.tasks import (
     AdoptTask,
     ContributeResult,
     ContributeTask,
+    Lost,
+    Spoken,
     Task,
     VerifyTask,
     VisitResult,
     VisitTask,
 )  # fmt: skip
-from aats.node.worker import Job, given_directory
+from aats.node.worker import LENGTH, Job, given_directory
 from aats.packet import (
     UNLIMITED,
     Architecture,
@@ -44,7 +48,7 @@ from aats.packet import (
 from aats.payload import Payload, pack
 from aats.roles.data import NodeData, SkillData
 from aats.roles.owner import make_packet
-from aats.wire import encode_task
+from aats.wire import decode_told, encode_task
 
 NODE = NodeId("worker")
 LIMIT_BYTES = 1 << 28
@@ -228,3 +232,26 @@ async def test_samples_given_to_a_node_are_there_for_its_later_tasks(bench: Benc
         await run(VerifyTask(header))
     with pytest.raises(TaskError, match="test set has nothing"):
         await run(VerifyTask(header), incarnation=2)
+
+
+async def test_a_sender_that_floods_a_task_is_lost_to_it_and_the_others_are_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(executor_module, "MAX_TOLD_BY_ONE", 3000)
+    line = Line(lambda event: None)
+    flood = Spoken(NodeId("rogue"), "x", pack({"w": np.zeros(100)}).manifest, bytes(800))
+    assert all(line.tell(flood) for _ in range(50))
+    assert line.tell(Spoken(NodeId("other"), "word"))
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        writing = asyncio.create_task(line.write(ours))
+        await asyncio.sleep(0.1)
+        writing.cancel()
+        data, told = theirs.recv(1 << 20), []
+    while data:
+        size = LENGTH.unpack_from(data)[0] + LENGTH.size
+        told.append(decode_told(data[LENGTH.size : size]))
+        data = data[size:]
+    assert told[-2:] == [Lost(NodeId("rogue")), Spoken(NodeId("other"), "word")]
+    assert 1 <= len(told) - 2 <= 3
