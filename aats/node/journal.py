@@ -17,7 +17,7 @@ from aats.node.spec import EVENTS_FILE, LOG_FILE
 
 PROVOKED = frozenset(
     {"advert.rejected", "message.rejected", "message.unsendable", "offer.refused",
-     "samples.refused"}
+     "samples.refused", "stream.refused", "stream.joined", "stream.lost"}
 )  # fmt: skip
 """Events that a peer can cause as often as it likes."""
 BURST = 100

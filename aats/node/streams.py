@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 
 from aats.advert import Partner
-from aats.errors import SignatureError
+from aats.errors import SignatureError, WireError
 from aats.ids import NodeId
 from aats.messages import Relay, StreamAck, StreamEnd, StreamFrame, StreamOpening
 from aats.node.commands import CancelTask, TellTask
@@ -44,7 +44,9 @@ RESEND_S = 0.5
 """Until a part is sent again, besides three times what the way takes; doubled each time."""
 MAX_DOUBLINGS = 4
 MAX_SESSIONS = 4
-"""Followed at a time; further ones are refused."""
+"""Followed at a time, half of them of one leader; further ones are refused."""
+MAX_NUMBERS = 4096
+"""Of one message: they take far more room here than on the wire."""
 MAX_PARTNERS = 64
 MAX_FRAME_BYTES = 48 << 20
 MAX_QUEUED_BYTES = 256 << 20
@@ -92,8 +94,7 @@ class _Peer:
     received: int = 0
     """Parts in order so far."""
     early: dict[int, StreamFrame] = field(default_factory=dict)
-    parts: list[bytes] = field(default_factory=list)
-    parts_bytes: int = 0
+    parts: bytearray = field(default_factory=bytearray)
     """Tensors of the frame that is coming in."""
     wire_bytes: int = 0
     """The same on the wire."""
@@ -107,6 +108,7 @@ class _Session:
     leader: NodeId
     opening: StreamOpening
     peers: dict[NodeId, _Peer]
+    began: float
     task: int = 0
     """0: a follower's that has not begun."""
     is_ending: bool = False
@@ -136,7 +138,7 @@ class Streams:
         nodes = tuple(p.node for p in partners if p.node != desk.node)
         session = _Session(
             f"{desk.node}/{desk.incarnation}/{task}", desk.node, StreamOpening(about, nodes),
-            {node: _Peer(desk.now) for node in nodes}, task,
+            {node: _Peer(desk.now) for node in nodes}, desk.now, task,
         )  # fmt: skip
         self._add(session)
 
@@ -266,7 +268,10 @@ class Streams:
 
         Raises:
             SignatureError: If a mandate's does not.
+            WireError: If there is more in it than a partner would say.
         """
+        if isinstance(body, StreamFrame | StreamAck) and _numbers_of(body) > MAX_NUMBERS:
+            raise WireError(f"{relay.src}: {_numbers_of(body)} numbers, allowed are {MAX_NUMBERS}")
         session = self._sessions.get(relay.request)
         if session is None and isinstance(body, StreamFrame) and body.opening is not None:
             session = self._open(relay, body.opening)
@@ -337,16 +342,15 @@ class Streams:
 
     def _take(self, session: _Session, node: NodeId, part: StreamFrame) -> None:
         peer = session.peers[node]
-        peer.parts.append(part.tensors)
-        peer.parts_bytes += len(part.tensors)
-        if peer.parts_bytes > MAX_FRAME_BYTES:
+        peer.parts += part.tensors
+        if len(peer.parts) > MAX_FRAME_BYTES:
             self._close(session, node, f"a frame of more than {MAX_FRAME_BYTES} bytes")
-        elif not part.more and part.manifest.total != peer.parts_bytes:
+        elif not part.more and part.manifest.total != len(peer.parts):
             self._close(session, node, "a frame that does not fit its manifest")
         elif not part.more:
-            tensors, wire_bytes = b"".join(peer.parts), peer.wire_bytes
+            tensors, wire_bytes = bytes(peer.parts), peer.wire_bytes
             peer.parts.clear()
-            peer.parts_bytes = peer.wire_bytes = 0
+            peer.wire_bytes = 0
             frame = Spoken(node, part.kind, part.manifest, tensors, part.numbers, wire_bytes)
             self._deliver(session, frame)
 
@@ -373,7 +377,7 @@ class Streams:
                 self._abandon(former)  # its leader has begun anew
         others = dict.fromkeys((leader, *(n for n in opening.partners if n != desk.node)))
         session = _Session(
-            relay.request, leader, opening, {node: _Peer(desk.now) for node in others}
+            relay.request, leader, opening, {node: _Peer(desk.now) for node in others}, desk.now
         )
         self._add(session)
         desk.trace("stream.joined", packet=header.id, hop=header.hop, leader=leader)
@@ -392,8 +396,12 @@ class Streams:
             return f"{owner.node} is known by another key"
         if news.done or header.epoch < news.epoch:
             return "the packet is home" if news.done else f"epoch {news.epoch} is alive"
-        following = [s for s in self._sessions.values() if not self._leads(s)]
-        if len(following) >= MAX_SESSIONS:
+        following = [
+            s for s in self._sessions.values()
+            if not self._leads(s) and (s.leader, s.opening.header.id) != (relay.src, header.id)
+        ]  # fmt: skip
+        of_leader = [s for s in following if s.leader == relay.src]
+        if len(following) >= MAX_SESSIONS or len(of_leader) >= MAX_SESSIONS // 2:
             return f"busy: it takes part in {len(following)} sessions"
         try:
             check_mandate(header.mandate)
@@ -477,6 +485,9 @@ class Streams:
             self._of_task.pop(session.task, None)
             self._abandon(session)  # the core has dropped the visit
             return
+        if not session.task and now - session.began > config.task_timeout_s:
+            self._abandon(session)  # its leader says that it lives, and never what to do
+            return
         for node, peer in list(session.peers.items()):
             if peer.is_over or not peer.is_active:
                 continue
@@ -492,6 +503,11 @@ class Streams:
 
     def _cancel(self, what: str, session: _Session, node: str) -> None:
         self._desk.timers.cancel(_name(what, session, node))
+
+
+def _numbers_of(body: StreamFrame | StreamAck) -> int:
+    """Return how many numbers a message has, its account's with them."""
+    return len(body.account) + (len(body.numbers) if isinstance(body, StreamFrame) else 0)
 
 
 def _name(what: str, session: _Session, node: str) -> Name:

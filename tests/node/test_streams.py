@@ -179,11 +179,49 @@ def test_a_frame_in_anothers_name_is_rejected() -> None:
 def test_only_so_many_sessions_are_followed() -> None:
     node = Node()
     for number in range(streams.MAX_SESSIONS):
-        mandate = replace(MANDATE, id=PacketId(f"00000000-0000-7000-8000-00000000001{number}"))
-        signed = sign_mandate(replace(mandate, signature=b""), KEYS[LEAD])
-        joined(node, f"lead/1/{number}", replace(OPENING, header=Header(signed)))
+        leader = (LEAD, OTHER)[number % 2]
+        opening = replace(OPENING, header=Header(another(number)), partners=(ME,))
+        got = node.hear(frame(opening=opening), leader, f"{leader}/1/{number}")
+        assert of(got, RunTask)
     got = node.hear(frame(opening=OPENING), session="lead/1/9")
     assert "busy" in said(got, StreamEnd)[0].reason
+
+
+def another(number: int) -> Mandate:
+    mandate = replace(MANDATE, id=PacketId(f"00000000-0000-7000-8000-00000000001{number}"))
+    return sign_mandate(replace(mandate, signature=b""), KEYS[LEAD])
+
+
+def test_one_leader_takes_half_the_sessions_at_most_and_may_begin_any_of_them_anew() -> None:
+    node = Node()
+    for number in range(streams.MAX_SESSIONS // 2):
+        joined(node, f"lead/1/{number}", replace(OPENING, header=Header(another(number))))
+    got = node.hear(frame(opening=OPENING), session="lead/1/9")
+    assert "busy" in said(got, StreamEnd)[0].reason
+    joined(node, "lead/2/0", replace(OPENING, header=Header(another(0))))
+    opening = replace(OPENING, header=Header(another(8)), partners=(ME,))
+    assert of(node.hear(frame(opening=opening), OTHER, "other/1/1"), RunTask)
+
+
+def test_a_session_whose_first_frame_never_ends_is_given_up() -> None:
+    node = Node()
+    part = frame(opening=OPENING, more=True, manifest=pack({}).manifest, tensors=b"x")
+    assert not of(node.hear(part), RunTask)
+    got = list[Command]()
+    for _ in range(400):
+        got += node.hear(StreamAck(0))
+        got += node.wait(1.0)
+    assert [end.reason for end in said(got, StreamEnd)][:1] == ["the session is over"]
+    assert of(node.hear(frame(opening=OPENING), session="lead/1/2"), RunTask)
+
+
+def test_a_message_of_more_numbers_than_anyone_would_say_is_rejected() -> None:
+    node = Node()
+    many = {f"n{i}": 0.0 for i in range(streams.MAX_NUMBERS + 1)}
+    for body in (frame(opening=OPENING, numbers=many), StreamAck(0, many)):
+        got = node.hear(body)
+        assert [t.event for t in of(got, Trace)] == ["message.rejected"]
+        assert not of(got, RunTask)
 
 
 def test_a_leader_that_begins_anew_ends_what_it_began_before() -> None:
