@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 from aats.advert import Partner
 from aats.ids import NodeId
-from aats.packet import Errand, Header, Plugin
-from aats.routing.rendezvous import Finish, Fork, Plan
-from aats_agents.rendezvous.base import check, drawn, is_done, stops
+from aats.packet import Errand, Header
+from aats_agents.rendezvous.base import Rounds, at_least, drawn, stops
 
 
 @dataclass(frozen=True, slots=True)
-class DaisyChainRendezvous:
+class DaisyChainRendezvous(Rounds):
     """A child for each node; each takes `every` stops by a row of a Latin square, then all meet.
 
     At each step every node has one of the models, and no model comes to a node again before it
@@ -31,37 +30,21 @@ class DaisyChainRendezvous:
     every: int = 5
     """Stops between two merges."""
     clients: int = 0
-    """Nodes, and children, between two merges, drawn anew each time; 0: all in reach."""
-    rounds: int = 0
-    """Merges after which the packet goes home, its requirement met or not; 0: no such bound."""
-    within_s: float = 300.0
-    """The children are merged at the latest so long after they set out."""
-    quorum: float = 0.5
-    """Share of the children without which nothing is merged, and all set out again."""
-    weighting: str = "equal"
-    """"equal": all alike, as FedDC has it; "samples": by the rows each trained on."""
+    """Nodes between two merges, drawn anew each time; 0: all in reach."""
+    walkers: int = 0
+    """Children between two merges: rows of the square, 1 for one chain; 0: one a node."""
 
     def __post_init__(self) -> None:
-        check(self.within_s, self.quorum, self.weighting, clients=self.clients, rounds=self.rounds)
-        if self.every < 1:
-            raise ValueError(f"every is {self.every}, must be at least 1")
+        Rounds.__post_init__(self)
+        at_least(0, clients=self.clients, walkers=self.walkers)
+        at_least(1, every=self.every)
 
-    @property
-    def merge(self) -> str | Plugin:
-        """The mean."""
-        return Plugin("mean", {"weighting": self.weighting})
-
-    def plan(
-        self, header: Header, partners: Sequence[Partner], now: float, rng: random.Random
-    ) -> Plan | None:
-        """Return one errand a row; None without partners."""
-        if is_done(header, self.rounds):
-            return Finish()
-        if not (nodes := stops(partners)):
-            return None
-        rows = latin_rows(drawn(nodes, self.clients, rng), self.every, rng)
-        errands = tuple(Errand(row, visits=len(row)) for row in rows)
-        return Fork(errands, self.within_s, self.quorum)
+    def errands(
+        self, header: Header, partners: Sequence[Partner], rng: random.Random
+    ) -> tuple[Errand, ...]:
+        """Return one errand a row; none without partners."""
+        rows = latin_rows(drawn(stops(partners), self.clients, rng), self.every, rng)
+        return tuple(Errand(row, visits=len(row)) for row in rows[: self.walkers or None])
 
 
 def latin_rows(nodes: Sequence[NodeId], stops: int, rng: random.Random) -> list[tuple[NodeId, ...]]:
@@ -72,7 +55,7 @@ def latin_rows(nodes: Sequence[NodeId], stops: int, rng: random.Random) -> list[
     there is anywhere else to go.
     """
     shifts: list[int] = []
-    while len(shifts) < stops:
+    while nodes and len(shifts) < stops:
         square = rng.sample(range(len(nodes)), len(nodes))
         stays = shifts and square[0] == shifts[-1]
         shifts += [*square[1:], square[0]] if stays else square

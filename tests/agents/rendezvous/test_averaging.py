@@ -126,6 +126,15 @@ def test_daisy_chaining_sends_a_child_for_each_node_that_takes_part() -> None:
     assert len({n for e in few.errands for n in e.itinerary}) == len(few.errands) == 2
 
 
+@given(count=st.integers(1, 12), clients=st.integers(1, 12), seed=st.integers(0, 2**32))
+def test_one_walker_goes_through_all_clients_of_a_round(
+    count: int, clients: int, seed: int
+) -> None:
+    fork = planned(DaisyChainRendezvous(every=clients, clients=clients, walkers=1), count, seed)
+    (errand,) = fork.errands
+    assert len(set(errand.itinerary)) == min(clients, count)
+
+
 def test_gossip_lets_the_policy_steer() -> None:
     fork = planned(GossipRendezvous(walkers=3, visits=6), 5)
     assert fork.errands == (Errand((), visits=6, meet=True),) * 3
