@@ -188,6 +188,8 @@ class GenerativeMethod:
             base = trunk[name].astype(np.float64) if name in trunk else np.zeros(parts[0].shape)
             if any(part.shape != base.shape for part in parts):
                 raise ModelError(f"tensor {name!r} is of different shapes in the copies")
+            if name.startswith(f"{PREFIX}count.") and any((part < base).any() for part in parts):
+                raise ModelError(f"tensor {name!r} of a copy counts less than it set out with")
             out[name] = base + sum(part - base for part in parts)
         return out
 

@@ -35,6 +35,8 @@ GROUP = "aats.merges"
 CARRIED = MERGE_STATE
 """State under this name is a rule's; all other is the method's."""
 WEIGHTINGS = "samples", "equal"
+WITNESSES = 8
+"""Parts whose state each other part's is held against, where all together do not fit."""
 
 _LOCAL: dict[str, Callable[..., MergeRule]] = {}
 
@@ -109,6 +111,8 @@ class Child:
     samples: int
     nodes: tuple[NodeId, ...]
     weight: float = 1.0
+    fault: str = ""
+    """Why it cannot be used, as its packet knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,30 +171,31 @@ def merge(
     """
     own = Trunk(_model(trunk), trunk.arrays(STATE))
     grows = getattr(rule, "grows", False)
-    parts, left_out = [], {}
+    fitting, left_out = {}, {}
     for i, child in enumerate(children):
         part = Part(
             _model(child.payload), child.weight, child.payload.arrays(STATE),
             child.samples, child.nodes,
         )  # fmt: skip
-        if fault := _fault(own, part, grows):
+        if fault := child.fault or _fault(own, part, grows):
             left_out[i] = fault
         else:
-            parts.append(part)
+            fitting[i] = part
+
+    def joined(chosen: Sequence[Part]) -> dict[str, Array]:
+        return _joined_state(method, measures, own.state, [part.state for part in chosen])
+
+    left_out |= _at_odds(joined, fitting)
+    parts = [part for i, part in fitting.items() if i not in left_out]
     if not parts:
         raise ModelError(f"nothing to merge: {'; '.join(left_out.values()) or 'no child'}")
 
     new = rule.merge(own, parts)
     state = {name: tensor_of(array) for name, array in new.state.items() if _is_rules(name)}
-    mine, theirs = _of_method(own.state, measures), [_of_method(p.state, measures) for p in parts]
-    if isinstance(method, MergesState):
-        merged = method.merge_state(mine, theirs)
-        state |= {name: tensor_of(array) for name, array in merged.items()}
-    else:
-        state |= {n: t for n, t in kept(trunk, STATE).items() if n in mine}
-    if measures:
-        against = measures.merge_state(own.state, [p.state for p in parts])
-        state |= {name: tensor_of(array) for name, array in against.items()}
+    if not isinstance(method, MergesState):
+        mine = _of_method(own.state, measures)
+        state |= {name: t for name, t in kept(trunk, STATE).items() if name in mine}
+    state |= {name: tensor_of(array) for name, array in joined(parts).items()}
     dtypes = {t.name: t.dtype for t in trunk.manifest.tensors}
     model = {
         MODEL + name: _tensor(array, dtypes.get(MODEL + name, ""))
@@ -198,6 +203,51 @@ def merge(
     }
     check_finite({**model, **state})
     return Merging(write(trunk, model, state, allocate), left_out)
+
+
+def _joined_state(
+    method: Any,
+    measures: Measures,
+    trunk: Mapping[str, Array],
+    states: Sequence[Mapping[str, Array]],
+) -> dict[str, Array]:
+    """Return what the method and the measures make of what they carried on all copies."""
+    out: dict[str, Array] = {}
+    if isinstance(method, MergesState):
+        mine, theirs = _of_method(trunk, measures), [_of_method(s, measures) for s in states]
+        out |= method.merge_state(mine, theirs)
+    if measures:
+        out |= measures.merge_state(trunk, states)
+    return out
+
+
+def _at_odds(
+    joined: Callable[[Sequence[Part]], object], parts: Mapping[int, Part]
+) -> dict[int, str]:
+    """Return the parts whose state fits no other's, and why, so that one cannot stop a merge.
+
+    Those first that are wrong by themselves; then those that do not go with most others.
+    """
+
+    def fault(*chosen: Part) -> str:
+        try:
+            joined(chosen)
+        except (ModelError, LookupError, ValueError, TypeError, ArithmeticError) as error:
+            return f"the copy from {', '.join(chosen[0].nodes) or 'nowhere'}: state: {error}"
+        return ""
+
+    if not parts or not fault(*parts.values()):
+        return {}
+    found = {i: why for i, part in parts.items() if (why := fault(part))}
+    rest = {i: part for i, part in parts.items() if i not in found}
+    if not rest or not fault(*rest.values()):
+        return found
+    witnesses = [*rest.items()][:: -(-len(rest) // WITNESSES)]
+    for i, part in rest.items():
+        against = [fault(part, other) for j, other in witnesses if j != i]
+        if 2 * sum(map(bool, against)) > len(against):
+            found[i] = next(filter(None, against))
+    return found
 
 
 def _is_rules(name: str) -> bool:
@@ -237,7 +287,7 @@ def _tensor(array: Array, dtype: str) -> Tensor:
 def _fault(trunk: Trunk, part: Part, grows: bool) -> str:
     """Return why a part cannot be used, "" if it can."""
     who = f"the copy from {', '.join(part.nodes) or 'nowhere'}"
-    for name, array in part.model.items():
+    for name, array in (*part.model.items(), *part.state.items()):
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             return f"{who}: tensor {name!r} has NaN or infinite values"
     for name in dict.fromkeys([*trunk.model, *part.model]):

@@ -77,6 +77,11 @@ def mean_momentum(states: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
         if not name.startswith(PREFIX):
             continue
         span = RANGE + name.removeprefix(PREFIX)
+        kinds = {
+            tuple((s[n].shape, s[n].dtype) if n in s else None for n in (name, span)) for s in held
+        }
+        if len(kinds) > 1:
+            raise ModelError(f"tensor {name!r} is not of one shape and dtype in the copies")
         values = [
             restored(s[name], s[span]) if span in s else s[name].astype(np.float32) for s in held
         ]

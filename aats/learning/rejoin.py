@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from aats.errors import ModelError
@@ -17,7 +17,7 @@ from aats.learning.weights import Allocate, reference_of
 from aats.node.tasks import MergeResult, MergeTask, Result, VisitResult
 from aats.packet import Header
 from aats.payload import MODEL, Manifest, Payload
-from aats.roles.data import NodeData
+from aats.roles.data import Batch, NodeData
 
 
 def rejoin(
@@ -51,41 +51,68 @@ def rejoin(
         Child(payload, part.samples, part.nodes)
         for payload, part in zip(children, task.parts, strict=True)
     ]
-    arenas: list[memoryview] = []
-
-    def arena(total: int) -> memoryview:
-        arenas.append(allocate(total))
-        return arenas[-1]
-
-    made = merge(merge_rule(task.rule), method, trunk, parts, arena, measures)
-    merged = Payload(made.manifest, arenas[-1] if arenas else trunk.arena)
     seed = seed_of("merge", mandate.seed, task.header.hop)
     before, _ = _judged(task.header, trunk, node, seed)
-    after, judge = _judged(task.header, merged, node, seed)
-    notes = [made.left_out[i] for i in sorted(made.left_out)]
-    undone = guard_against(guard, before, after)
-    result = MergeResult(
-        manifest=merged.manifest,
-        estimates=(),
-        note="; ".join([undone, *notes] if undone else notes),
-        gain=after.skill - before.skill,
-        loss_before=before.loss,
-        loss_after=after.loss,
-        left_out=tuple(sorted(made.left_out)),
-    )
-    if undone:
-        version = trunk.manifest.version(MODEL)
-        return replace(
-            result, manifest=trunk.manifest, gain=0.0, loss_after=before.loss,
-            estimates=judge.estimates(before, version),
-        )  # fmt: skip
-    return replace(result, estimates=judge.estimates(after, merged.manifest.version(MODEL)))
+
+    def attempt(children: Sequence[Child]) -> MergeResult:
+        arenas: list[memoryview] = []
+
+        def arena(total: int) -> memoryview:
+            arenas.append(allocate(total))
+            return arenas[-1]
+
+        made = merge(merge_rule(task.rule), method, trunk, children, arena, measures)
+        merged = Payload(made.manifest, arenas[-1] if arenas else trunk.arena)
+        after, judge = _judged(task.header, merged, node, seed)
+        notes = [made.left_out[i] for i in sorted(made.left_out)]
+        undone = guard_against(guard, before, after)
+        result = MergeResult(
+            manifest=merged.manifest,
+            estimates=(),
+            note="; ".join([undone, *notes] if undone else notes),
+            gain=after.skill - before.skill,
+            loss_before=before.loss,
+            loss_after=after.loss,
+            left_out=tuple(sorted(made.left_out)),
+        )
+        if undone:
+            version = trunk.manifest.version(MODEL)
+            return replace(
+                result, manifest=trunk.manifest, gain=0.0, loss_after=before.loss,
+                estimates=judge.estimates(before, version),
+            )  # fmt: skip
+        return replace(result, estimates=judge.estimates(after, merged.manifest.version(MODEL)))
+
+    result: MergeResult | ModelError
+    try:
+        result = attempt(parts)
+        if result.manifest != trunk.manifest:
+            return result
+    except ModelError as error:
+        result = error
+    sound = [replace(p, fault=_fault_of(task.header, trunk, p, node, seed)) for p in parts]
+    if any(part.fault for part in sound):  # those that nobody can use shall not stop the others
+        return attempt(sound)
+    if isinstance(result, ModelError):
+        raise result
+    return result
 
 
-def _judged(header: Header, payload: Payload, node: NodeId, seed: int) -> tuple[Judgement, Judge]:
+def _fault_of(header: Header, trunk: Payload, child: Child, node: NodeId, seed: int) -> str:
+    """Return why a child by itself is no model that can be judged, "" if it is one."""
+    found, _ = _judged(header, child.payload, node, seed, reference_of(trunk))
+    who = ", ".join(child.nodes) or "nowhere"
+    return f"the copy from {who} cannot be judged" if found is LOST else ""
+
+
+def _judged(
+    header: Header, payload: Payload, node: NodeId, seed: int,
+    reference: Mapping[str, Batch] | None = None,
+) -> tuple[Judgement, Judge]:  # fmt: skip
     backend = backend_of(header.mandate.architecture)
     with backend.scope(seed):
-        judge = Judge(backend, header, node, reference_of(payload), NodeData())
+        sets = reference_of(payload) if reference is None else reference
+        judge = Judge(backend, header, node, sets, NodeData())
         try:
             found = judge.judge(backend.load(header.mandate.architecture, payload))
         except ModelError:

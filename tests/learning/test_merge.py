@@ -240,6 +240,46 @@ def test_a_methods_state_is_kept_or_merged_by_the_method() -> None:
     assert merged(start, children, Counting()).arrays()[f"{STATE}n"].tolist() == [17]
 
 
+class Adding:
+    """Adds up what copies carry; all must be of one shape."""
+
+    def merge_state(
+        self, trunk: Mapping[str, Array], states: Sequence[Mapping[str, Array]]
+    ) -> Mapping[str, Array]:
+        shapes = {state[f"{STATE}n"].shape for state in states}
+        if len(shapes) > 1:
+            raise ModelError(f"shapes {shapes}")
+        return {f"{STATE}n": np.sum([state[f"{STATE}n"] for state in states], axis=0)}
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        child(floats(9), state__n=floats(1, 2), node="bad"),
+        child(floats(9), state__n=floats(np.inf), node="bad"),
+        child(floats(9), state__other=floats(1), node="bad"),
+    ],
+)
+def test_a_child_whose_state_fits_no_others_is_left_out_and_does_not_stop_the_merge(
+    bad: Child, place: int
+) -> None:
+    children = [child(floats(w), state__n=floats(w)) for w in (1, 2, 3, 4)]
+    children.insert(place, bad)
+    found = merge(Mean(), Adding(), payload(floats(0)), children, allocate)
+    assert list(found.left_out) == [place]
+    assert "the copy from bad" in found.left_out[place]
+    new = merged(payload(floats(0)), children, Adding())
+    assert new.arrays()[f"{MODEL}w"].tolist() == [2.5]
+    assert new.arrays()[f"{STATE}n"].tolist() == [10]
+
+
+def test_copies_none_of_which_fit_are_no_merge() -> None:
+    children = [child(floats(w), state__n=np.zeros(w, np.float32)) for w in (1, 2, 3)]
+    with pytest.raises(ModelError, match="nothing to merge"):
+        merge(Mean(), Adding(), payload(floats(0)), children, allocate)
+
+
 def test_a_rules_moments_travel_and_the_methods_state_with_them() -> None:
     start = payload(floats(0), state__n=floats(10))
     arena: list[memoryview] = []

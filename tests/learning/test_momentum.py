@@ -169,3 +169,11 @@ def test_copies_merge_to_the_mean_momentum_and_forget_past_weights() -> None:
         restored(mean[PREFIX + "w"], mean[RANGE + "w"]), [2, -2, 0], atol=0.05
     )
     assert mean_momentum([{}, {}]) == {}
+
+
+def test_momentum_of_copies_that_differ_in_kind_is_refused() -> None:
+    small = [write_momentum({"w": torch.tensor([1.0, 2.0])}, bits) for bits in (8, 8, 16)]
+    mean_momentum(small[:2])
+    for odd in (small[2], {PREFIX + "w": small[0][PREFIX + "w"]}, {PREFIX + "v": np.ones(2)}):
+        with pytest.raises(ModelError, match="copies"):
+            mean_momentum([small[0], odd])

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from aats.errors import ModelError
-from aats.learning.measures.ema import Ema
+from aats.learning.measures.ema import WEIGHT, Ema
 from aats.learning.measures.ewc import IMPORTANCE, LEVELS, PEAK, Ewc
 from aats.learning.measures.gaussian import PARTS, Gaussians, combined
 from aats.learning.measures.interpolate import Interpolate
@@ -50,14 +50,16 @@ def merged(measure: str, trunk: State, states: Sequence[State]) -> dict[str, Arr
         found = _importance(own)
     else:
         assert measure == Ema.name
+        if any(np.abs(w.astype(np.float64) - 0.5).max() > 0.5 for w in _of(WEIGHT, own)):
+            raise ModelError(f"state {WEIGHT!r} of a copy is outside 0-1")
         found = {name: _mean(name, own) for name in own[0]}
     return {place + name: array for name, array in found.items()}
 
 
 def _of(name: str, states: Sequence[State]) -> list[Array]:
     arrays = [state[name] for state in states if name in state]
-    if len(arrays) < len(states) or len({a.shape for a in arrays}) > 1:
-        raise ModelError(f"state {name!r} of the copies is missing or of different shapes")
+    if len(arrays) < len(states) or len({(a.shape, a.dtype) for a in arrays}) > 1:
+        raise ModelError(f"state {name!r} of the copies is missing, or of different shapes")
     return arrays
 
 
@@ -74,6 +76,8 @@ def _sum(name: str, base: State, states: Sequence[State]) -> Array:
     """Return the trunk's number plus what each copy added to it."""
     arrays = [a.astype(np.float64) for a in _of(name, states)]
     start = base[name].astype(np.float64) if name in base else np.zeros(arrays[0].shape)
+    if any(array.shape != start.shape or (array < start).any() for array in arrays):
+        raise ModelError(f"state {name!r} of a copy counts less than it set out with")
     total: Array = start + sum(array - start for array in arrays)
     return total
 
@@ -84,6 +88,9 @@ def _importance(states: Sequence[State]) -> dict[str, Array]:
         if not name.startswith(IMPORTANCE):
             continue
         peak = PEAK + name.removeprefix(IMPORTANCE)
+        both = [n for n in (name, peak) if n in states[0]]
+        if any((a.astype(np.float64) < 0).any() for n in both for a in _of(n, states)):
+            raise ModelError(f"state {name!r} of a copy is below 0")
         if peak not in states[0]:
             out[name] = _mean(name, states)
             continue

@@ -111,3 +111,26 @@ def test_copies_that_do_not_fit_are_told() -> None:
     with pytest.raises(ModelError, match="different shapes"):
         Measures(ema=1.0).merge_state({}, [{name: np.zeros(2)}, {name: np.zeros(3)}])
     assert f"{STATE}replay.mean.{SKILL}" in state
+
+
+@pytest.mark.parametrize(
+    ("measures", "base", "bad"),
+    [
+        (Measures(ema=1.0), {}, {"ema.raw.w": np.zeros(2, np.int8)}),
+        (Measures(ema=1.0), {}, {"ema.weight": np.array([7.0])}),
+        (Measures(ewc=1.0), {}, {"ewc.importance.w": np.full(2, -1, np.float32)}),
+        (Measures(interpolate="seen"), {"interpolate.seen": np.array([9.0])},
+         {"interpolate.seen": np.array([3.0])}),
+    ],
+)  # fmt: skip
+def test_what_no_next_visit_would_take_is_refused_in_a_merge(
+    measures: Measures, base: Mapping[str, Array], bad: Mapping[str, Array]
+) -> None:
+    good = {"ema.raw.w": np.zeros(2, np.float32), "ema.weight": np.array([0.5]),
+            "ewc.importance.w": np.ones(2, np.float32),
+            "interpolate.seen": np.array([12.0])}  # fmt: skip
+    trunk = {STATE + name: array for name, array in base.items()}
+    states = [{STATE + n: a for n, a in (good | dict(more)).items()} for more in ({}, {}, bad)]
+    measures.merge_state(trunk, states[:2])
+    with pytest.raises(ModelError, match="cop"):
+        measures.merge_state(trunk, states)
