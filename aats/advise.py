@@ -7,7 +7,7 @@ from math import inf
 from statistics import fmean
 from typing import Any
 
-from aats.advert import DataAdvert
+from aats.advert import DataAdvert, Role
 from aats.compose import Plan, compose, first_payload
 from aats.config import Scenario
 from aats.config.scenario import PacketConfig
@@ -39,14 +39,16 @@ def setting_for(scenario: Scenario, number: int = 0, **known: float | bool) -> S
     packet, plan = scenario.packets[number], compose(scenario)
     adverts = _adverts(packet, plan)
     manifest = first_payload(scenario, number).manifest
-    memory = [plan.nodes[node].core.compute.memory_bytes for node in adverts]
+    memory = {name: node.core.compute.memory_bytes for name, node in plan.nodes.items()}
+    servers = [n for n, node in plan.nodes.items() if Role.COMPUTE in node.core.roles]
     budget, visits = packet.budget.cost, _visits(packet)
     passes = min(visits, budget.hops) / max(1, len(adverts))
     told: dict[str, Any] = {
         "model_bytes": float(sum(t.size for t in manifest.tensors if t.name.startswith(MODEL))),
         "local_steps": _local_steps(packet, plan, adverts),
         "convex": packet.model.name in CONVEX,
-        "memory_bytes": min((m for m in memory if m), default=inf),
+        "memory_bytes": min((memory[n] for n in adverts if memory[n]), default=inf),
+        "server_bytes": float(max((memory[n] for n in servers), default=0)),
         "slice_share": slice_share(packet.model),
         "budget_bytes": budget.bytes,
         "passes": passes,

@@ -55,6 +55,8 @@ class Setting:
     """What links may carry for each sample, where views are joined."""
     memory_bytes: float = inf
     """Of the smallest node with wanted data."""
+    server_bytes: float = 0.0
+    """Memory of the largest node that computes, which may run the rest of a split model."""
     slice_share: float = 1.0
     """Largest part of the model that one visit of a Snake trains; 1: it has no blocks."""
     passes: float = inf
@@ -144,13 +146,14 @@ def _joined(s: Setting) -> Advice:
 def _too_large(s: Setting, need: float) -> Advice:
     why = f"training takes {_mb(need)}, the smallest node has {_mb(s.memory_bytes)}"
     snake = s.model_bytes * (1 + SNAKE_COPIES * s.slice_share)
-    if s.slice_share < 1 and snake <= s.memory_bytes:
+    fits = s.slice_share < 1 and snake <= s.memory_bytes
+    if need <= s.server_bytes and (s.budget_bytes == inf or not fits):
+        more = f"a node of {_mb(s.server_bytes)} can run the rest of a split model, so that every "
+        return _advice("split", "assemble", why, more + "row trains every weight")
+    if fits:
         return _advice("snake", None, why, f"with a slice that is trained it takes {_mb(snake)}")
-    more = f"with a slice that is trained it takes {_mb(snake)}" if s.slice_share < 1 else (
-        "the model has no blocks to train one by one"
-    )  # fmt: skip
-    part = f"a client's part of a split model takes about {_mb(SPLIT_SHARE * need)}"
-    return _advice("split", "assemble", why, more, part)
+    less = f"a client's part of a split model takes about {_mb(SPLIT_SHARE * need)}"
+    return _advice("split", "assemble", why, less, "no node can train it, nor a slice of it")
 
 
 def _single_pass(s: Setting) -> Advice:
