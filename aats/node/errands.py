@@ -19,6 +19,8 @@ from aats.topology.stops import Candidate, StopKind
 
 PATIENCE = 3
 """Waits for a stop that is not on the map, each twice as long as the one before."""
+MAX_AHEAD = 1 << 20
+"""Hops that an errand can take."""
 
 
 class Errands:
@@ -97,6 +99,8 @@ class Errands:
     def _is_wanted(self, copy: Copy, trunk: Copy) -> bool:
         """Return whether a child follows the trunk's fork, and no other copy of it is back."""
         fork = trunk.header.forked
+        if copy.header.hop > trunk.header.hop + MAX_AHEAD:
+            return False  # the trunk would have to go on from there
         return fork is not None and copy.header.follows(fork.id) and not any(
             twin.status is Status.RESTING and twin.key.packet == copy.key.packet
             for twin in self._held.children_of(trunk)

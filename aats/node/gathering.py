@@ -23,7 +23,7 @@ from aats.node.custody import Copy, Doing, Status
 from aats.node.desk import Desk
 from aats.node.events import CustodyRow
 from aats.node.holdings import Holdings
-from aats.node.joining import joined
+from aats.node.joining import MAX_ADDED, joined
 from aats.node.steps import Steps
 from aats.node.tasks import Beside, MergePart, MergeResult, MergeTask, Spending
 from aats.node.work import Work, metrics_of, skills_of
@@ -212,9 +212,9 @@ class Gathering:
         desk, header = self._desk, copy.header
         assert header.mandate.rendezvous is not None, "it has forked"
         fork = _fork_of(header)
-        back = [(c, trained_on(c.header, fork)) for c in self._back(copy)]
+        back = [(c, trained_on(c.header, fork)) for c in going_together(self._back(copy), header)]
         learned = [
-            (c, MergePart(Beside(c.key, c.header.manifest), sum(e.samples for e in visits),
+            (c, MergePart(Beside(c.key, c.header.manifest), rows_of(visits),
                           tuple(e.node for e in visits)))
             for c, visits in back if visits
         ]  # fmt: skip
@@ -259,7 +259,7 @@ class Gathering:
         version, note = header.version, f"{len(used)} of {len(old.awaited)} children"
         record = self._work.record(
             replace(header, version=old.version), RecordKind.MERGE, version, spending,
-            samples=sum(e.samples for part in used for e in trained_on(part, _fork_of(old))),
+            samples=sum(rows_of(trained_on(part, _fork_of(old))) for part in used),
             metrics=metrics_of(result.estimates), note=f"{note}; {result.note}".rstrip("; "),
             parents=(_fork_of(old).id, *(part.lineage for part in used)),
         )  # fmt: skip
@@ -315,6 +315,30 @@ def _fork_of(header: Header) -> Record:
 def trained_on(child: Header, fork: Record) -> list[VisitEntry]:
     """Return the visits since the fork at which a child has learned."""
     return [e for e in child.journal if e.hop >= fork.hop and e.action == "train" and e.samples]
+
+
+def rows_of(visits: Sequence[VisitEntry]) -> int:
+    """Return the rows that visits were made on, as their nodes say, within what can be."""
+    return min(sum(entry.samples for entry in visits), int(MAX_ADDED))
+
+
+def going_together(children: Sequence[Copy], trunk: Header) -> list[Copy]:
+    """Return the children whose histories can be merged with the trunk's, and with each other.
+
+    Each holds by itself. But one without a record since the fork, with the last record of a
+    sibling, or with a node known by another key would make a merge that no ledger takes.
+    """
+    tips, keys = {_fork_of(trunk).id}, {r.node: r.public_key for r in trunk.chain}
+    found = []
+    for child in children:
+        header = child.header
+        theirs = {r.node: r.public_key for r in header.chain}
+        if header.lineage in tips or any(keys.get(n, key) != key for n, key in theirs.items()):
+            continue
+        tips.add(header.lineage)
+        keys |= theirs
+        found.append(child)
+    return found
 
 
 def travelling(manifest: Manifest) -> Manifest:
