@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from aats.errors import DataError, LedgerError, ScenarioError, nearest
-from aats.ids import NodeId
+from aats.ids import NodeId, PacketId
 from aats.launch import (
     EPILOG,
     FormatOption,
@@ -28,15 +30,31 @@ from aats.plugins import load, names
 from aats.unlearning.level import STEPS, Level
 
 if TYPE_CHECKING:
+    from aats.config.node import NodeFile
     from aats.oam.view import RunView
     from aats.unlearning.forget import Forgotten
 
+
+class _DirectoryFirst(TyperGroup):
+    """`aats node DIR` is `aats node run DIR`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that arguments name."""
+        is_named = self.get_command(ctx, args[0]) is not None
+        return super().resolve_command(ctx, args if is_named else ["run", *args])
+
+
 app = new_app()
 ledger = new_app()
+node = new_app(cls=_DirectoryFirst)
 policy = new_app()
 app.add_typer(ledger, name="ledger", help="Check the signed history of models.")
 app.add_typer(policy, name="policy", help="Train, judge and look at routing policies.")
+app.add_typer(node, name="node", help="Run one node of a network that spans machines.")
 app.command(epilog=EPILOG)(launch)
+
+
+NodeOption = Annotated[Path | None, typer.Option(help="A node's directory.")]
 
 
 def emit(rows: Sequence[dict[str, Any]], output: Format, text: Iterable[str]) -> None:
@@ -82,8 +100,14 @@ def entry(
 
 @app.command("ls")
 @guarded
-def list_runs(out: OutOption = Path("runs"), output: FormatOption = Format.TEXT) -> int:
-    """List the runs in a folder, the newest first."""
+def list_runs(
+    out: OutOption = Path("runs"),
+    node: NodeOption = None,
+    output: FormatOption = Format.TEXT,
+) -> int:
+    """List the runs in a folder, the newest first; with --node the packets that a node knows."""
+    if node is not None:
+        return _list_packets(node, output)
     rows, code = [], Exit.OK
     for run in _runs(out):
         try:
@@ -98,6 +122,20 @@ def list_runs(out: OutOption = Path("runs"), output: FormatOption = Format.TEXT)
     ]
     emit(rows, output, columns([head, *cells]) if rows else [f"no runs in {out}"])
     return code
+
+
+def _list_packets(directory: Path, output: Format) -> int:
+    from aats.config.node import load_node
+    from aats.member import is_running, known_packets
+
+    found = load_node(directory)
+    rows = known_packets(found)
+    head = ("PACKET", "ID", "OWNER", "STATUS", "WHERE", "HOP", "MET")
+    cells = [[str(value) for value in row.values()] for row in rows]
+    if not is_running(found):
+        typer.echo(f"node {found.name} is not running", err=True)
+    emit(rows, output, columns([head, *cells]) if rows else [f"no packets at {found.name}"])
+    return Exit.OK
 
 
 @app.command()
@@ -207,6 +245,148 @@ def _short(value: Any) -> str:
     if isinstance(value, str) and len(value) == VERSION_LENGTH:
         return value[:12]  # as versions are shown everywhere
     return str(value)
+
+
+# --- one node of a network that spans machines --------------------------------------------------
+
+DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A node's directory.")]
+HostOption = Annotated[str, typer.Option(help="Address to bind, instead of the file's.")]
+PortOption = Annotated[
+    int | None, typer.Option(min=1, max=65_534, help="Control port; the bulk lane has the next.")
+]
+
+
+@node.command("init")
+@guarded
+def init_node(
+    directory: DirectoryArgument,
+    name: Annotated[str, typer.Option(help="What the other nodes call it.")],
+    host: Annotated[str, typer.Option(help="Address that it binds.")] = "127.0.0.1",
+    port: PortOption = None,
+    address: Annotated[str, typer.Option(help="By which the others reach it.")] = "",
+) -> None:
+    """Make a node's directory, file and keys; print the line that the other nodes need of it."""
+    from aats.config.node import PORT, load_node
+    from aats.ids import node_id
+    from aats.member import init, public_line
+
+    try:
+        named = node_id(name)
+    except ValueError as wrong:
+        raise ScenarioError("--name", name, str(wrong)) from wrong
+    init(directory, named, host=host, port=port or PORT, address=address)
+    typer.echo(public_line(load_node(directory)))
+    typer.echo(
+        f"made {directory}; put that line into peers.toml of the others and theirs into its own, "
+        f"then: aats node {directory}", err=True,
+    )  # fmt: skip
+
+
+@node.command("run")
+@guarded
+def run_node(
+    path: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="Its directory, or its file.")],
+    host: HostOption = "",
+    port: PortOption = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="No encryption, no authentication between nodes.")
+    ] = False,
+) -> None:
+    """Run a node in the foreground; Ctrl-C stops it, and it goes on when it is started again."""
+    from aats.config.node import load_node
+    from aats.member import run
+
+    told = {"listen": host or None, "port": port, "insecure": insecure or None}
+    found = load_node(path, {key: value for key, value in told.items() if value is not None})
+    start = time.time()
+
+    def tell(line: str) -> None:
+        typer.echo(line, err=True)
+
+    def seen(event: dict[str, Any]) -> None:
+        if event["event"] in SHOWN:
+            tell(_told(event, start))
+
+    run(found, tell, seen)
+
+
+SHOWN = {
+    "link.up", "link.down", "packet.submitted", "packet.received", "packet.moved", "packet.home",
+    "packet.refused", "offer.refused", "packet.regenerated", "visit.finished", "visit.failed",
+    "verdict", "advert.rejected", "message.rejected", "node.fault", "custody.lost",
+}  # fmt: skip
+"""Events of a node that whoever runs it sees."""
+
+
+@app.command()
+@guarded
+def submit(
+    path: Annotated[Path, typer.Argument(metavar="PACKET.toml", help="A file of [[packets]].")],
+    node: Annotated[Path, typer.Option(help="The owner's directory.")],
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow them until they are home, then fetch them.")
+    ] = False,
+    out: OutOption = Path("runs"),
+    output: FormatOption = Format.TEXT,
+) -> int:
+    """Sign packets and hand them in at their owner's node; print their ids."""
+    from aats import member
+    from aats.config.node import load_node, load_packets
+
+    owner = load_node(node)
+    packets = member.submit(owner, load_packets(path, owner))
+    if not member.is_running(owner):
+        typer.echo(f"node {owner.name} is not running; it takes them when it starts", err=True)
+    rows = [{"packet": p.header.mandate.label, "id": p.header.id} for p in packets]
+    if not wait:
+        emit(rows, output, (f"{row['id']}  {row['packet']}" for row in rows))
+        return Exit.OK
+    return _fetch(owner, [p.header.id for p in packets], out, output)
+
+
+@app.command()
+@guarded
+def fetch(
+    packet: Annotated[str, typer.Argument(help="A packet's name, its id, or the id's beginning.")],
+    node: Annotated[Path, typer.Option(help="The owner's directory.")],
+    out: OutOption = Path("runs"),
+    output: FormatOption = Format.TEXT,
+) -> int:
+    """Wait until a packet is home; write its model, its ledger and a report."""
+    from aats import member
+    from aats.config.node import load_node
+
+    owner = load_node(node)
+    return _fetch(owner, [member.packet_of(owner, packet)], out, output)
+
+
+def _fetch(owner: NodeFile, packets: Sequence[PacketId], out: Path, output: Format) -> int:
+    """Follow packets until they are home, one after the other; write and tell what came of each."""
+    from aats import member
+
+    rows: list[dict[str, Any]] = []
+    for packet in packets:
+        start = 0.0
+        for event in member.follow(owner, packet):
+            start = start or event["t"]
+            typer.echo(_told(event, start), err=True)
+        run_dir, result = member.bring(owner, packet, out)
+        rows += [{**row, "run_dir": str(run_dir)} for row in result["packets"]]
+    emit(rows, output, [line for row in rows for line in _came_home(row)])
+    return Exit.OK if all(row["requirement_met"] for row in rows) else Exit.NOT_MET
+
+
+def _came_home(row: dict[str, Any]) -> Iterable[str]:
+    yield f"{row['label']}: requirement {'met' if row['requirement_met'] else 'NOT met'}, home"
+    for skill, found in row["skills"].items():
+        low, high = found["interval"]
+        by = f"verified by {found['verified_by']}" if found["verified_by"] else "not verified"
+        yield (
+            f"  {skill:<14} {found['metric']} {found['value']:.3f} [{low:.3f}, {high:.3f}], "
+            f"target {found['target']:.2f}, {by}"
+        )
+    yield f"  stops: {' > '.join(row['route'])}"
+    yield f"run: {row['run_dir']}"
 
 
 # --- ledgers ------------------------------------------------------------------------------------

@@ -139,7 +139,9 @@ def _node(scenario: Scenario, name: NodeId, dealt: Mapping[str, Spread]) -> Node
             joules_per_sample=config.joules_per_sample,
         ),
         policy=NodePolicy(
-            config.probe, int(config.max_packet_mb * 1e6), contributes_to=config.contributes_to,
+            config.probe,
+            int(config.max_packet_mb * 1e6),
+            contributes_to=config.contributes_to,
             streams=config.streams,
         ),
         labels={"label": config.label} if config.label else {},
@@ -169,7 +171,11 @@ class PacketPlan:
 
 
 def build_packets(
-    scenario: Scenario, plan: Plan, identity: Callable[[NodeId], Identity], created: float
+    scenario: Scenario,
+    plan: Plan,
+    identity: Callable[[NodeId], Identity],
+    created: float,
+    id_ms: int = ID_EPOCH_MS,
 ) -> list[PacketPlan]:
     """Return the scenario's packets, each mandate signed by its owner.
 
@@ -178,6 +184,7 @@ def build_packets(
         plan: What `compose` made of it.
         identity: Returns an owner's key.
         created: Now, in seconds of the world's clock.
+        id_ms: The time in the packets' ids, milliseconds.
 
     Raises:
         ScenarioError: If a model cannot be built; names the packet.
@@ -220,7 +227,7 @@ def build_packets(
                 weights=Path(config.weights) if config.weights else None,
                 seed=seed,
                 label=config.name,
-                packet=new_packet_id(ID_EPOCH_MS, random.Random(seed)),
+                packet=new_packet_id(id_ms, random.Random(seed)),
             )
             measure_on(header, payload, {s: b for s, b in plan.test.items() if s in skills})
         except ModelError as error:

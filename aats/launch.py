@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, ParamSpec
 
 import typer
+from typer.core import TyperGroup
 
 from aats.errors import AatsError, InfeasibleError, LedgerError, LocalError
 from aats.options import Exit, Format, LaunchOptions, World
@@ -133,9 +134,10 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None, program: str) -> 
     return Exit.OK
 
 
-def new_app() -> typer.Typer:
+def new_app(cls: type[TyperGroup] | None = None) -> typer.Typer:
     """Return an empty command line with this project's habits."""
     return typer.Typer(
+        cls=cls,
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},

@@ -125,7 +125,7 @@ class LiveWorld:
         self._owners: dict[PacketId, NodeId] = {}
         self._groups = _groups(list(self.nodes), options.nodes_per_process)
         self._process_of = {n: p for p, names in self._groups.items() for n in names}
-        self._tails = {name: _Tail(self.directory(name) / EVENTS_FILE) for name in self.nodes}
+        self._tails = {name: Tail(self.directory(name) / EVENTS_FILE) for name in self.nodes}
         self._news: list[TraceEvent] = []
         self._processes: list[TraceEvent] = []
         """What became of the nodes' processes; no node can write that itself."""
@@ -294,7 +294,7 @@ class LiveWorld:
 
     def _merge(self) -> None:
         """Write every node's events into one file, by time."""
-        events = [e for name in self.nodes for e in _Tail(self._tails[name].path).read()]
+        events = [e for name in self.nodes for e in Tail(self._tails[name].path).read()]
         events += self._processes
         events.sort(key=lambda e: float(e["t"]))
         with (self.run_dir / EVENTS_FILE).open("w", encoding="utf-8") as file:
@@ -302,13 +302,18 @@ class LiveWorld:
 
 
 @dataclass(slots=True)
-class _Tail:
+class Tail:
     """Reads a growing file of JSON lines; a line that is not whole yet is left for later."""
 
     path: Path
     _place: int = field(default=0)
 
+    def skip(self) -> None:
+        """Leave out what is there already."""
+        self._place = self.path.stat().st_size if self.path.exists() else 0
+
     def read(self) -> list[TraceEvent]:
+        """Return what was added since the last call."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:

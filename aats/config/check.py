@@ -25,14 +25,14 @@ def check(scenario: Scenario, place: str) -> None:
     """
     _check_name(scenario.name, f"{place}scenario.name")
     _check_nodes(scenario, place)
-    _check_data(scenario, place)
+    check_data(scenario, place)
     for i, fault in enumerate(scenario.faults):
         _check_fault(scenario, fault, f"{place}faults[{i}]")
     last_port = scenario.live.base_port + 2 * len(scenario.nodes)
     if scenario.live.base_port and last_port > 65_535:
         allowed = f"{len(scenario.nodes)} nodes need ports up to {last_port}; 65535 is the last"
         raise ScenarioError(f"{place}live.base_port", scenario.live.base_port, allowed)
-    _check_packets(scenario, place)
+    check_packets(scenario, place)
     feasible(scenario)
 
 
@@ -52,7 +52,12 @@ def feasible(scenario: Scenario) -> None:
         raise InfeasibleError("cannot be met on this network: " + "; ".join(reasons))
 
 
-def _known(name: str, known: Iterable[str], place: str, what: str) -> None:
+def known_name(name: str, known: Iterable[str], place: str, what: str) -> None:
+    """Check that a name is one of those known.
+
+    Raises:
+        ScenarioError: If it is not; lists them and hints at the nearest.
+    """
     listed = list(known)
     if name not in listed:
         allowed = f"known {what} are {', '.join(listed) or 'none'}"
@@ -73,19 +78,24 @@ def _check_nodes(scenario: Scenario, place: str) -> None:
         if (node.lat is None) != (node.lon is None):
             raise ScenarioError(at, node.lat or node.lon, "lat and lon come together")
         if node.delegate:
-            _known(node.delegate, nodes, f"{at}.delegate", "nodes")
+            known_name(node.delegate, nodes, f"{at}.delegate", "nodes")
             if Role.COMPUTE not in nodes[node.delegate].roles:
                 allowed = "a delegate must have the role compute"
                 raise ScenarioError(f"{at}.delegate", node.delegate, allowed)
         for unit in node.contributes_to:
-            _known(unit, units, f"{at}.contributes_to", "MPVUs")
+            known_name(unit, units, f"{at}.contributes_to", "MPVUs")
         for skill in node.data:
-            _known(skill, scenario.data.skills, f"{at}.data", "skills")
+            known_name(skill, scenario.data.skills, f"{at}.data", "skills")
             if Role.DATA not in node.roles:
                 raise ScenarioError(f"{at}.data", skill, "needs the role data")
 
 
-def _check_data(scenario: Scenario, place: str) -> None:
+def check_data(scenario: Scenario, place: str) -> None:
+    """Check the names in the data tables.
+
+    Raises:
+        ScenarioError: If one refers to nothing, or settings contradict each other.
+    """
     from aats.learning.datasets import SOURCES
     from aats.learning.partition import PARTITIONERS
     from aats.learning.views import TRANSFORMS
@@ -95,22 +105,23 @@ def _check_data(scenario: Scenario, place: str) -> None:
         at = f"{place}data.skills.{skill}"
         if names_destination(skill):
             raise ScenarioError(at, skill, "a packet has no destination, and no skill of that name")
-        _known(config.source.name, sorted(sources), f"{at}.source", "sources")
-        _known(config.partition.name, PARTITIONERS, f"{at}.partition", "partitioners")
+        known_name(config.source.name, sorted(sources), f"{at}.source", "sources")
+        known_name(config.partition.name, PARTITIONERS, f"{at}.partition", "partitioners")
         for node in config.nodes:
-            _known(node, scenario.with_role(Role.DATA), f"{at}.nodes", "data nodes")
+            known_name(node, scenario.with_role(Role.DATA), f"{at}.nodes", "data nodes")
         if config.views and (config.nodes or config.partition != Plugin("iid")):
             raise ScenarioError(f"{at}.views", [*config.views], "drop nodes and partition")
         for name, view in config.views.items():
             _check_name(name, f"{at}.views")
             seeing = scenario.with_role(Role.DATA)
-            _known(view.node, seeing, f"{at}.views.{name}.node", "data nodes")
-            _known(view.transform.name, TRANSFORMS, f"{at}.views.{name}.transform", "transforms")
+            known_name(view.node, seeing, f"{at}.views.{name}.node", "data nodes")
+            transform = view.transform.name
+            known_name(transform, TRANSFORMS, f"{at}.views.{name}.transform", "transforms")
 
 
 def _check_fault(scenario: Scenario, fault: FaultConfig, at: str) -> None:
     for node in (*fault.nodes, *(fault.link or ()), *([fault.node] if fault.node else [])):
-        _known(node, scenario.nodes, at, "nodes")
+        known_name(node, scenario.nodes, at, "nodes")
     if fault.link and fault.link[1] not in scenario.network.neighbours(fault.link[0]):
         raise ScenarioError(f"{at}.link", "-".join(fault.link), "must be a link of the topology")
     if fault.kind is FaultKind.PARTITION and not fault.nodes:
@@ -120,7 +131,12 @@ def _check_fault(scenario: Scenario, fault: FaultConfig, at: str) -> None:
         raise ScenarioError(f"{at}.node", None, f"a {fault.kind} needs a node or an event (on)")
 
 
-def _check_packets(scenario: Scenario, place: str) -> None:
+def check_packets(scenario: Scenario, place: str) -> None:
+    """Check the names in the packets, which must be there.
+
+    Raises:
+        ScenarioError: If one refers to nothing, or a target is out of range.
+    """
     if not scenario.packets:
         raise ScenarioError(f"{place}packets", None, "at least one packet is wanted")
     from aats.learning.method import known as methods
@@ -132,14 +148,14 @@ def _check_packets(scenario: Scenario, place: str) -> None:
         if packet.name in seen:
             raise ScenarioError(f"{at}.name", packet.name, "each name may stand once")
         seen.add(packet.name)
-        _known(packet.owner, scenario.nodes, f"{at}.owner", "nodes")
-        _known(packet.kind, names("aats.agents"), f"{at}.kind", "agents")
-        _known(packet.policy.name, names("aats.policies"), f"{at}.policy", "policies")
+        known_name(packet.owner, scenario.nodes, f"{at}.owner", "nodes")
+        known_name(packet.kind, names("aats.agents"), f"{at}.kind", "agents")
+        known_name(packet.policy.name, names("aats.policies"), f"{at}.policy", "policies")
         if packet.rendezvous:
             known = names("aats.rendezvous")
-            _known(packet.rendezvous.name, known, f"{at}.rendezvous", "rendezvous")
-        _known(packet.method.name, methods(), f"{at}.method", "methods")
-        _known(packet.model.name, (*names("aats.models"), "surrogate"), f"{at}.model", "models")
+            known_name(packet.rendezvous.name, known, f"{at}.rendezvous", "rendezvous")
+        known_name(packet.method.name, methods(), f"{at}.method", "methods")
+        known_name(packet.model.name, (*names("aats.models"), "surrogate"), f"{at}.model", "models")
         if not packet.requirement:
             raise ScenarioError(f"{at}.requirement", None, "at least one target is wanted")
         for k, target in enumerate(packet.requirement):
@@ -149,8 +165,8 @@ def _check_packets(scenario: Scenario, place: str) -> None:
 def _check_target(target: Target, at: str) -> None:
     from aats.learning.evaluate import METRICS
 
-    _known(target.metric, [m for m in METRICS if m != "loss"], f"{at}.metric", "metrics")
-    _known(target.verifier, VERIFIERS, f"{at}.verifier", "verifiers")
+    known_name(target.metric, [m for m in METRICS if m != "loss"], f"{at}.metric", "metrics")
+    known_name(target.verifier, VERIFIERS, f"{at}.verifier", "verifiers")
     if not 0 < target.value <= 1:
         raise ScenarioError(f"{at}.value", target.value, "must be above 0 and at most 1")
 

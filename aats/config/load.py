@@ -84,8 +84,8 @@ def build(
         scenario=replace(scenario.scenario, name=scenario.name or unique_ids([name])[0]),
         topology=TopologyConfig(names=tuple(nodes), edges=layout.edges),
         nodes=nodes,
-        data=_rooted(scenario.data, folder),
-        packets=_armed(scenario.packets, folder, place),
+        data=rooted_data(scenario.data, folder),
+        packets=armed(scenario.packets, folder, place),
         network=Network.of(layout),
         folder=folder,
     )
@@ -170,7 +170,7 @@ def _site(name: NodeId, node: NodeConfig) -> Site:
     )
 
 
-def _rooted(data: DataConfig, folder: Path) -> DataConfig:
+def rooted_data(data: DataConfig, folder: Path) -> DataConfig:
     """Return the data table with every `root` absolute, wherever the process moves to."""
 
     def rooted(root: str) -> str:
@@ -178,14 +178,18 @@ def _rooted(data: DataConfig, folder: Path) -> DataConfig:
 
     skills = {
         name: replace(skill, source=Plugin(skill.source.name, {
-            k: rooted(v) if k == "root" else v for k, v in skill.source.params.items()
+            k: rooted(v) if k == "root" else v for k, v in {
+                # A file of one's own lies beside the file that names it.
+                **({"root": "."} if skill.source.name == "file" and not data.root else {}),
+                **skill.source.params,
+            }.items()
         }))
         for name, skill in data.skills.items()
     }  # fmt: skip
     return replace(data, root=rooted(data.root), skills=skills)
 
 
-def _armed(packets: tuple[PacketConfig, ...], folder: Path, place: str) -> tuple[PacketConfig, ...]:
+def armed(packets: tuple[PacketConfig, ...], folder: Path, place: str) -> tuple[PacketConfig, ...]:
     """Return the packets, each with its policy's weights, and the path of its own absolute."""
     return tuple(
         replace(

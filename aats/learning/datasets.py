@@ -284,6 +284,27 @@ def synthetic(
     )  # fmt: skip
 
 
+def own_file(file: str, root: str = "", label: str = "label", classes: int = 0) -> Dataset:
+    """Return the rows of a .csv or an .npz file of your own, unscaled.
+
+    See `aats.learning.table` for the two forms. Scale alike at all nodes before, and name the
+    number of classes where a node may lack the last of them.
+
+    Args:
+        file: Its path, relative to `root`; in a scenario or a node's file, to that file.
+        root: Folder with the file.
+        label: The column with the labels (.csv).
+        classes: How many there are; 0: the greatest label plus one.
+
+    Raises:
+        DataError: If it is missing or is not of that form; says where.
+    """
+    from aats.learning.table import read_table
+
+    path = data_file("file", root, file, "It is named by the source's parameter file.")
+    return read_table(path, label, classes)
+
+
 def heart(root: str = "", split: int = 43) -> Dataset:
     """Return the four hospitals of UCI Heart Disease as FLamby prepares them.
 
@@ -316,6 +337,7 @@ SOURCES: dict[str, Source] = {
     "diabetes": diabetes,
     "digits": digits,
     "fashion-mnist": fashion_mnist,
+    "file": own_file,
     "heart": heart,
     "synthetic": synthetic,
     "wine": wine,
