@@ -140,7 +140,8 @@ class Channel(nn.Module):
         with torch.no_grad():
             for name in self.table():
                 given, shape = table.get(name), tuple(mine[name].shape)
-                if given is None or given.shape != shape or not np.isfinite(given).all():
+                fits = given is not None and given.shape == shape and given.dtype == np.float32
+                if given is None or not fits or not np.isfinite(given).all():
                     raise ModelError(f"the link's table lacks a finite {name!r} {list(shape)}")
                 mine[name].copy_(torch.from_numpy(np.array(given, np.float32)))
 

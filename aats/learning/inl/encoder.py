@@ -28,6 +28,10 @@ from aats.roles.views import ABSENT, rows_of
 Mask = npt.NDArray[np.bool_]
 LINK = "link."
 """Prefix of a link's tensors in a frame."""
+LARGEST = 1e6
+"""Number that a partner is taken seriously with: far larger ones leave no weight finite."""
+STALE = 16
+"""Frames of earlier steps that are passed over in one wait; each may come just in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +164,11 @@ def hear(
     node: NodeId, kind: str, number: int, timeout_s: float
 ) -> Generator[Send | Receive, Frame | None, Frame | None]:
     """Return a node's frame of this kind and number, None if it does not come; drops older ones."""
-    while True:
+    for _ in range(STALE):
         frame = yield Receive(node, kind, timeout_s)
         if frame is None or frame.numbers.get("number") == number:
             return frame
+    return None
 
 
 def arrive(node: NodeId, taken: Tensor, there: Mask) -> Arrived:
@@ -216,18 +221,23 @@ def hear_errors(
     errors = None if frame is None else frame.arrays.get("errors")
     if errors is None or errors.shape != shape or errors.dtype != np.float32:
         return None
-    return torch.from_numpy(errors.copy())
+    return torch.from_numpy(errors.copy()) if is_usable(errors) else None
 
 
 def finite(code: Tensor) -> Tensor:
     """Return a code.
 
     Raises:
-        ModelError: If it holds NaN or infinity.
+        ModelError: If it holds NaN, infinity or absurdly large numbers.
     """
-    if not torch.isfinite(code).all():
+    if not is_usable(code.detach().numpy()):
         raise ModelError("a code that is not finite")
     return code
+
+
+def is_usable(array: Array) -> bool:
+    """Return whether all numbers are finite, and none is absurdly large."""
+    return bool((np.abs(array.astype(np.float64)) <= LARGEST).all())
 
 
 def link_arrays(link: Link) -> dict[str, Array]:
@@ -243,7 +253,7 @@ def load_link(link: Link, arrays: Mapping[str, Array]) -> None:
     """
     for name, tensor in link.state_dict().items():
         array = arrays.get(LINK + name)
-        if array is None or array.shape != tuple(tensor.shape) or not np.isfinite(array).all():
+        if array is None or array.shape != tuple(tensor.shape) or not is_usable(array):
             raise ModelError(
                 f"link tensor {name!r}: a finite one of {list(tensor.shape)} is wanted"
             )

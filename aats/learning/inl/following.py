@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -39,6 +39,8 @@ from aats.roles.data import Labels, NodeData
 PATIENCE = 20
 """Times the time-out, that a partner waits for a leader that may itself be waiting for others."""
 
+MAX_BITS = 1e15
+"""That a partner's word is taken for."""
 Account = dict[str, float]
 """What links carried for one question: "bits/left/middle" real bits, "ideal/..." as KL."""
 Asking = Generator[Send | Receive, Frame | None, dict[str, Arrived]]
@@ -106,6 +108,7 @@ class Follower:
         self.there: dict[str, Mask] = {
             view: unpacked(start.arrays[f"there.{view}"], n) for view in told["before"]
         }
+        self.links = accounts(net)
         link = encoder.link
         self.optimiser = self.settings.optimiser_of(list(link.parameters()), caution)
         self.share = told["share"]
@@ -185,7 +188,7 @@ class Follower:
         for view, node in list(self.before.items()):
             arrived = yield from hear_payload(
                 node, self.channels[view], self.there[view][at], number, self.settings.timeout_s,
-                account, (view, self.encoder.view),
+                account, (view, self.encoder.view), self.links,
             )  # fmt: skip
             if arrived is None:
                 del self.before[view]
@@ -219,7 +222,7 @@ def errors_of(arrived: Arrived) -> Array:
 
 def hear_payload(
     node: NodeId, channel: Any, there: Mask, number: int, timeout_s: float,
-    account: Account, link: tuple[str, str],
+    account: Account, link: tuple[str, str], links: Collection[str],
 ) -> Generator[Send | Receive, Frame | None, Arrived | None]:  # fmt: skip
     """Return a code at inference, None if it does not come or is none.
 
@@ -231,6 +234,7 @@ def hear_payload(
         timeout_s: How long to wait.
         account: Takes up what this link carried, and what the frame tells of those behind it.
         link: Whose code goes to whom, by view.
+        links: What may be told of, by the name of its account (`accounts`).
     """
     frame = yield from hear(node, "payload", number, timeout_s)
     if frame is None:
@@ -242,11 +246,26 @@ def hear_payload(
         code = finite(channel.unpack(data, int(there.sum())))
     except ModelError:
         return None
-    account |= {k: v for k, v in frame.numbers.items() if k.count("/") == 2}
+    account |= {k: bits_of(v) for k, v in frame.numbers.items() if k in links}
     at = "/".join(link)
     account[f"bits/{at}"] = 8.0 * len(data)
-    account[f"ideal/{at}"] = frame.numbers.get("nats", 0.0) / math.log(2)
+    account[f"ideal/{at}"] = bits_of(frame.numbers.get("nats", 0.0) / math.log(2))
     return arrive(node, code, there)
+
+
+def bits_of(told: float) -> float:
+    """Return what a partner says of bits, within what can be."""
+    return min(max(0.0, told), MAX_BITS)
+
+
+def accounts(net: InlNet) -> frozenset[str]:
+    """Return the names of what is told of a model's links: "bits/left/middle", "ideal/..."."""
+    return frozenset(
+        f"{sort}/{view}/{into}"
+        for sort in ("bits", "ideal")
+        for view, wire in net.wires.items()
+        for into in wire.into
+    )
 
 
 def shares(net: InlNet) -> Mapping[str, float]:

@@ -28,7 +28,15 @@ from aats.learning.inl.encoder import (
     packed,
     unpacked,
 )
-from aats.learning.inl.following import Account, backward, errors_of, facts, hear_payload, shares
+from aats.learning.inl.following import (
+    Account,
+    accounts,
+    backward,
+    errors_of,
+    facts,
+    hear_payload,
+    shares,
+)
 from aats.learning.inl.nets import FUSION, InlNet
 from aats.learning.stream import Receive, Script, Send
 from aats.payload import Array
@@ -252,6 +260,7 @@ class Meeting:
                     arrived = yield from hear_payload(
                         self.nodes[view], self.net.link(view).channel, self.there[view][part],
                         number, self.settings.timeout_s, account, (view, FUSION),
+                        accounts(self.net),
                     )  # fmt: skip
                     if arrived is None:
                         self._lose(view)
