@@ -14,7 +14,9 @@ from aats.errors import ModelError
 from aats.learning.divergence import BINS, divergence, statistics
 from aats.testing.methods import SKILL, blobs
 
-SHARES = st.lists(st.floats(0, 1), min_size=5, max_size=5).filter(lambda v: sum(v) > 0.01)
+SHARES = st.lists(st.floats(0, 1, allow_subnormal=False), min_size=5, max_size=5).filter(
+    lambda v: sum(v) > 0.01
+)
 
 
 @given(SHARES, SHARES)

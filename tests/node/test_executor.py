@@ -60,7 +60,7 @@ class Hostile:
     """A method that does what a method must not do."""
 
     how: str = ""
-    name: ClassVar[str] = "hostile"
+    name: ClassVar[str] = "saboteur"
 
     def plan(self, stop: Stop) -> Plan | None:
         if self.how == "raise":
@@ -82,7 +82,7 @@ class Hostile:
         return None
 
 
-local("hostile", Hostile)
+local("saboteur", Hostile)
 
 
 def _data(seed: int) -> NodeData:
@@ -123,7 +123,7 @@ class Bench:
         )  # fmt: skip
 
     async def visit(self, how: str, timeout_s: float = 30.0) -> VisitResult:
-        header, payload = _packet(Plugin("hostile", {"how": how}))
+        header, payload = _packet(Plugin("saboteur", {"how": how}))
         event = await self.executor.run(self.job(VisitTask(header, NODE), payload), timeout_s)
         assert isinstance(event.result, VisitResult)
         return event.result
@@ -193,7 +193,7 @@ async def test_a_task_that_hangs_is_stopped_at_its_limit(bench: Bench) -> None:
 
 async def test_a_cancelled_task_leaves_no_process(bench: Bench) -> None:
     started = asyncio.Event()
-    header, payload = _packet(Plugin("hostile", {"how": "hang"}))
+    header, payload = _packet(Plugin("saboteur", {"how": "hang"}))
     job = bench.job(VisitTask(header, NODE), payload)
     running = asyncio.create_task(bench.executor.run(job, 30.0, started.set))
     await asyncio.wait_for(started.wait(), 10)
