@@ -11,7 +11,7 @@ FLOAT = 4
 """Bytes of a number on the wire, unless said otherwise."""
 
 
-def averaging_bytes(model: float, participants: int, rounds: int) -> float:
+def averaging_bytes(model: float, participants: int, rounds: float) -> float:
     """Return bytes of federated averaging: every participant, down and up, in every round.
 
     Args:

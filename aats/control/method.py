@@ -19,6 +19,7 @@ import numpy as np
 from aats.advert import DataAdvert
 from aats.control.cost import averaging_bytes, chain_bytes
 from aats.control.divergence import jensen_shannon
+from aats.ids import NodeId
 from aats.packet import Plugin
 
 STRONG_SKEW = 0.5
@@ -97,7 +98,7 @@ def label_skew(histograms: Sequence[Sequence[float]]) -> float:
 
 
 def setting_of(
-    adverts: Mapping[str, Sequence[DataAdvert]], *, model_bytes: float, **known: float | bool
+    adverts: Mapping[NodeId, Sequence[DataAdvert]], *, model_bytes: float, **known: float | bool
 ) -> Setting:
     """Return the setting that adverts tell of.
 
