@@ -104,9 +104,18 @@ def visit_script(
 
     A method that knows nothing of streams does it without them.
     """
-    script = _visit(method, guard, task, payload, data, node, allocate, measures)
-    seed = _seed(task.header, task.data_of or node)
-    return (yield from in_scope(script, task.header.mandate.architecture, seed))
+    header = task.header
+    measures.check(header.mandate.architecture)
+    stop = replace(
+        stop_of(header, task.data_of or node, data, payload),
+        compute=task.compute, bandwidth_bps=task.bandwidth_bps,
+    )  # fmt: skip
+    leads = bool(task.partners) and isinstance(method, StreamMethod)
+    plan = method.plan(stop) or (Plan({}) if leads else None)
+    if plan is None and not stop.shared:
+        return _unchanged(header, payload.manifest, stop, "no work here")
+    script = _visit(method, guard, task, payload, data, node, allocate, measures, stop, plan)
+    return (yield from in_scope(script, header.mandate.architecture, stop.seed))
 
 
 def _visit(
@@ -118,19 +127,10 @@ def _visit(
     node: NodeId,
     allocate: Allocate,
     measures: Measures,
+    stop: Stop,
+    plan: Plan | None,
 ) -> Script[VisitResult]:
-    header = task.header
-    measures.check(header.mandate.architecture)
-    stop = replace(
-        stop_of(header, task.data_of or node, data, payload),
-        compute=task.compute, bandwidth_bps=task.bandwidth_bps,
-    )  # fmt: skip
-    leads = bool(task.partners) and isinstance(method, StreamMethod)
-    plan = method.plan(stop) or (Plan({}) if leads else None)
-    reference = reference_of(payload)
-    if plan is None and not reference:
-        return _unchanged(header, payload.manifest, stop, "no work here")
-
+    header, reference = task.header, reference_of(payload)
     backend = backend_of(header.mandate.architecture)
     model = backend.load(header.mandate.architecture, payload)
     judge = Judge(backend, header, node, reference, data if plan else NodeData())
@@ -141,7 +141,7 @@ def _visit(
         return replace(result, estimates=estimates, loss_before=before.loss, loss_after=before.loss)
     stack = stack_of(measures, backend.subject(model), stop, plan)
     work = Work(stop if stack is None else stack.stop, plan, stack)
-    if leads and isinstance(method, StreamMethod):
+    if task.partners and isinstance(method, StreamMethod):
         carry = yield from method.lead(backend.subject(model), work, task.partners)
     else:
         carry = method.train(backend.subject(model), work)
@@ -237,11 +237,6 @@ def follow_script(
     return FollowResult()
 
 
-def _seed(header: Header, node: NodeId) -> int:
-    """Return the seed of a visit to a node's data."""
-    return seed_of("visit", f"{header.mandate.seed}{header.branch}", header.hop, node)
-
-
 def stop_of(header: Header, node: NodeId, data: NodeData, payload: Payload) -> Stop:
     """Return what a method is told of a visit to a node's data."""
     wanted = dict.fromkeys(target.skill for target in header.mandate.requirement)
@@ -253,7 +248,7 @@ def stop_of(header: Header, node: NodeId, data: NodeData, payload: Payload) -> S
     return Stop(
         node=node,
         hop=header.hop,
-        seed=_seed(header, node),
+        seed=seed_of("visit", f"{header.mandate.seed}{header.branch}", header.hop, node),
         data={s: data.skills[s] for s in wanted if s in data.skills and data.skills[s].samples},
         trained=progress(header, node),
         state=state,
