@@ -103,17 +103,26 @@ class Past:
         payload = _model_of(run_dir, name, config.model, chain[-1])
         past = cls(run_dir, world, scenario, config, number, chain, every, payload, {}, {}, set())
         for record in every:
-            if found := _ADDED.search(record.note):
-                past.added[Contribution.of(found[1])] = record
+            if found := _ADDED.match(record.note):
+                mine = {c: record for c in named(found[1]) if past._is_by(record, c)}
+                past.added.update(mine)
             if found := _FOLDED.search(record.note):
-                past.folded.update({Contribution.of(text): record for text in found[1].split()})
+                past.folded.update(dict.fromkeys(named(found[1]), record))
             if found := _REPAIRED.fullmatch(record.note):
-                past.repaired.update(map(Contribution.of, found[1].split()))
+                past.repaired.update(named(found[1]))
         past._check_added()
         return past
 
+    def _is_by(self, record: Record, contribution: Contribution) -> bool:
+        """Return whether a record is by who can have added this: the node, or its delegate."""
+        node = self.scenario.nodes.get(contribution.node)
+        return record.node == contribution.node or (
+            node is not None and node.delegate == record.node
+        )
+
     def _check_added(self) -> None:
         for c in self.model().contributions if self.is_chain else ():
+            self.folded.pop(c, None)  # it is there, whatever some note says
             if Contribution(c.hop, c.node) not in self.added:
                 raise LedgerError(f"{self.config.name}: no record tells who added {c}")
 
@@ -199,6 +208,17 @@ class Past:
         made = [r for r in self.chain if r.kind in _VISITS and r.hop > from_hop]
         last = max((r for r in self.chain if r.kind is not RecordKind.REMOVE), key=lambda r: r.hop)
         return sum_up(made, Cost(last.hop - max(0, from_hop), 0.0, last.wire_bytes - start, 0.0))
+
+
+def named(text: str) -> list[Contribution]:
+    """Return the contributions that a note names; what is none, a node may write as it likes."""
+    found = []
+    for word in text.split():
+        try:
+            found.append(Contribution.of(word))
+        except ModelError:
+            continue
+    return found
 
 
 def sum_up(records: Iterable[Record], travelled: Cost = Cost()) -> Made:

@@ -18,6 +18,7 @@ from aats.learning.modules import ModuleBackend
 from aats.learning.stored import read_model
 from aats.ledger.file import read_ledger, verify_ledger
 from aats.lineage import Record, RecordKind
+from aats.node.work import Work
 from aats.oam.rundir import write_run
 from aats.oam.view import RunView
 from aats.packet import Architecture
@@ -236,6 +237,29 @@ def test_a_wrong_wish_is_named(
 def test_a_record_names_a_contribution_too(run_dir: Path, forget: Answer) -> None:
     second = next(r for r in records(run_dir) if r.note.startswith("added 2@n2"))
     assert forget(second.id[:12], run_dir)[1]["gone"] == ["2@n2"]
+
+
+@pytest.mark.parametrize(
+    "note",
+    ["added 1@n1 of rank 1", "added rubbish of rank 1", "folded 1@n1 rubbish into the base",
+     "repaired rubbish"],
+)  # fmt: skip
+def test_what_other_nodes_write_of_a_contribution_hides_nothing(
+    note: str, tmp_path: Path, forget: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Work.record
+
+    def lying(self: Work, header: Any, kind: RecordKind, *given: Any, **more: Any) -> Record:
+        more |= {"note": note} if kind is RecordKind.VERIFY else {}
+        return record(self, header, kind, *given, **more)
+
+    monkeypatch.setattr(Work, "record", lying)
+    run_dir = made(tmp_path / "run")
+    first = next(r for r in records(run_dir) if r.kind is RecordKind.TRAIN)
+    code, found = forget(first.id[:12], run_dir)
+    assert code == 0, found
+    assert found["gone"] == ["1@n1"]
+    assert contributions(found) == ["2@n2", "3@n3"]
 
 
 def test_nothing_is_done_to_a_run_whose_ledger_or_model_was_changed(
