@@ -241,7 +241,7 @@ class LoraModel(nn.Module):
             self._make(contribution, found[contribution])
 
     def _make(self, contribution: Contribution, ranks: Mapping[str, int]) -> nn.Module:
-        if contribution in self.contributions:
+        if _escaped(str(contribution)) in self.chain:
             raise ModelError(f"contribution {contribution} is in the chain already")
         pairs = nn.ModuleDict()
         for name, shape in self._shapes.items():

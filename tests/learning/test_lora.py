@@ -358,3 +358,19 @@ def test_it_needs_a_chain() -> None:
 def test_numbers_out_of_range_are_refused(params: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must be"):
         LoraMethod(**params)
+
+
+def test_the_work_of_loading_a_chain_grows_with_its_length_and_no_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, model = Contribution.of, chain(hops=tuple(range(40)))
+    shapes = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    asked: list[str] = []
+
+    def counted(text: str) -> Contribution:
+        asked.append(text)
+        return read(text)
+
+    monkeypatch.setattr(Contribution, "of", staticmethod(counted))
+    chain(hops=()).grow(shapes)
+    assert len(asked) <= len(shapes)
