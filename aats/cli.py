@@ -266,16 +266,15 @@ def init_node(
     address: Annotated[str, typer.Option(help="By which the others reach it.")] = "",
 ) -> None:
     """Make a node's directory, file and keys; print the line that the other nodes need of it."""
-    from aats.config.node import PORT, load_node
+    from aats.config.node import PORT
     from aats.ids import node_id
-    from aats.member import init, public_line
+    from aats.member import init
 
     try:
         named = node_id(name)
     except ValueError as wrong:
         raise ScenarioError("--name", name, str(wrong)) from wrong
-    init(directory, named, host=host, port=port or PORT, address=address)
-    typer.echo(public_line(load_node(directory)))
+    typer.echo(init(directory, named, host=host, port=port or PORT, address=address))
     typer.echo(
         f"made {directory}; put that line into peers.toml of the others and theirs into its own, "
         f"then: aats node {directory}", err=True,

@@ -23,7 +23,7 @@ import numpy as np
 
 from aats.compose import PacketPlan, build_packets, compose, measure_on
 from aats.config import Scenario
-from aats.config.node import FILE, NodeFile
+from aats.config.node import FILE, NodeFile, load_node
 from aats.errors import LocalError, ScenarioError, nearest
 from aats.identity import Identity
 from aats.ids import NodeId, PacketId, trunk_of
@@ -85,8 +85,11 @@ Tell = Callable[[str], None]
 # --- a node's directory -----------------------------------------------------------------------
 
 
-def init(directory: Path, name: NodeId, *, host: str, port: int, address: str) -> None:
+def init(directory: Path, name: NodeId, *, host: str, port: int, address: str) -> str:
     """Make a node's directory: its file, its keys, an empty list of whom it trusts.
+
+    Returns:
+        The line by which the others know it.
 
     Raises:
         ScenarioError: If there is one already.
@@ -106,10 +109,17 @@ def init(directory: Path, name: NodeId, *, host: str, port: int, address: str) -
             (directory / PEERS_FILE).write_text(PEERS_TEMPLATE, encoding="utf-8")
     except OSError as error:
         raise LocalError(f"{directory}: cannot write there: {error.strerror}") from error
+    try:
+        return public_line(load_node(directory))
+    except ScenarioError:  # an address that cannot be
+        file.unlink()
+        raise
 
 
 def public_line(node: NodeFile) -> str:
-    """Return the line by which the others know this node; makes its keys if it has none.
+    """Return the line by which the others know this node, and write it into its directory.
+
+    Makes the node's keys if it has none.
 
     Raises:
         LocalError: If a key file cannot be read or written.
@@ -120,7 +130,9 @@ def public_line(node: NodeFile) -> str:
         Endpoint(node.name, f"tcp://{host}:{node.port}", f"tcp://{host}:{node.port + 1}")
     ) | {"curve_key": curve.public.decode("ascii"), "public_key": identity.public_key.hex()}
     name = json.dumps(own.pop("node"))
-    return f"{name} = {{ {', '.join(f'{k} = {json.dumps(v)}' for k, v in own.items())} }}"
+    line = f"{name} = {{ {', '.join(f'{k} = {json.dumps(v)}' for k, v in own.items())} }}"
+    (node.folder / PUBLIC_FILE).write_text(line + "\n", encoding="utf-8")
+    return line
 
 
 def _keys(node: NodeFile) -> tuple[Identity, CurveKeys]:
@@ -139,11 +151,10 @@ def prepare(node: NodeFile) -> DaemonSpec:
     Raises:
         LocalError: If a key, a neighbour's line or the data are missing or wrong; says which.
     """
-    line = public_line(node)
+    public_line(node)
     identity, curve = _keys(node)
     peers = _peers(node, identity, curve)
     plan = compose(node.scenario()).nodes[node.name]
-    (node.folder / PUBLIC_FILE).write_text(line + "\n", encoding="utf-8")
     data = _numbered(plan.data, node.folder / DATA_FILE)
     save_data(node.folder / DATA_FILE, data)
     spec = DaemonSpec(

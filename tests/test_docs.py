@@ -19,6 +19,7 @@ import typer
 
 from aats import cli, launch
 from aats.config import build
+from aats.config.node import load_node, load_packets
 from aats.node.supervisor import Change
 from aats.options import Exit
 
@@ -117,7 +118,7 @@ def test_commands_parse(page: Path) -> None:
             case ["make", goal]:
                 assert re.search(rf"^{goal}:", makefile, re.MULTILINE), goal
             case [tool, *_]:
-                assert tool in ("pip", "ruff", "mypy", "lint-imports", "pre-commit"), words
+                assert tool in ("cat", "pip", "ruff", "mypy", "lint-imports", "pre-commit"), words
 
 
 @page_by_page
@@ -127,7 +128,7 @@ def test_commands_in_the_text_are_there(page: Path) -> None:
     for words in re.findall(r"`aats ([^`]+)`", text):
         first, *rest = shlex.split(words)
         assert first in app.commands, words
-        if hasattr(app.commands[first], "commands"):
+        if rest and hasattr(app.commands[first], "commands"):
             assert rest[0] in app.commands[first].commands, words
 
 
@@ -144,10 +145,18 @@ def merged(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
 
 
 @page_by_page
-def test_toml_blocks_load(page: Path) -> None:
+def test_toml_blocks_load(page: Path, tmp_path: Path) -> None:
     ring = tomllib.loads((ROOT / "examples/ring/scenario.toml").read_text(encoding="utf-8"))
-    for _, text in blocks(page, "toml"):
+    for kind, text in blocks(page, "toml"):
         tables = tomllib.loads(text)
+        if kind:
+            (tmp_path / kind).write_text(text)
+        if kind == "node.toml":
+            load_node(tmp_path)
+            continue
+        if kind == "packet.toml":
+            load_packets(tmp_path / kind, load_node(tmp_path))
+            continue
         if "project" not in tables:  # a whole scenario, or a part to be laid over the ring
             build(tables if "topology" in tables else merged(ring, tables), name="block")
 

@@ -285,4 +285,11 @@ def test_commands_tell_what_they_did(made: Path, capsys: pytest.CaptureFixture[s
     assert "has a node.toml already" in capsys.readouterr().err
     assert cli.main(["node", "init", str(made / "new"), "--name", "no good"]) == 2
     assert not (made / "new").exists()
+    everywhere = ["node", "init", str(made / "new"), "--name", "n", "--host", "0.0.0.0"]
+    assert cli.main(everywhere) == 2
+    assert "the others cannot connect to 0.0.0.0" in capsys.readouterr().err
+    assert cli.main([*everywhere, "--address", "n.example.org"]) == 0
+    line = capsys.readouterr().out
+    assert "tcp://n.example.org:7100" in line
+    assert (made / "new" / "public.toml").read_text() == line
     assert cli.main(["node", str(made / "nowhere")]) == 2
