@@ -39,10 +39,22 @@ ONE_CLASS, MILD = 0.76, 0.07
         (replace(BASE, memory_bytes=20 * MB, slice_share=0.5), "snake", "30 MB, the smallest"),
         (replace(BASE, memory_bytes=19 * MB, slice_share=0.5), "split", "nor a slice of it"),
         (replace(BASE, memory_bytes=29 * MB), "split", "nor a slice of it"),
-        (replace(BASE, memory_bytes=20 * MB, slice_share=0.5, server_bytes=30 * MB), "split",
-         "a node of 30 MB can run the rest"),
-        (replace(BASE, memory_bytes=20 * MB, slice_share=0.5, server_bytes=30 * MB,
-                 budget_bytes=9000 * MB), "snake", "it takes 20 MB"),
+        (
+            replace(BASE, memory_bytes=20 * MB, slice_share=0.5, server_bytes=30 * MB),
+            "split",
+            "a node of 30 MB can run the rest",
+        ),
+        (
+            replace(
+                BASE,
+                memory_bytes=20 * MB,
+                slice_share=0.5,
+                server_bytes=30 * MB,
+                budget_bytes=9000 * MB,
+            ),
+            "snake",
+            "it takes 20 MB",
+        ),
         # one visit each
         (replace(BASE, passes=1, skew=ONE_CLASS), "sequential", "replay keeps"),
         (replace(BASE, passes=1, skew=0.01), "sequential", "a plain chain"),
