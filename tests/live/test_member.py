@@ -99,6 +99,14 @@ class Place:
         process.send_signal(number)
         return process.wait(30)
 
+    def daemon(self, name: str) -> int:
+        """Return the process of a node's daemon: the child of the fork server of its command."""
+        pid = self.running[name].pid
+        for _ in range(2):
+            (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            pid = int(child)
+        return pid
+
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run another command to its end."""
         line = [sys.executable, "-m", "aats", *words]
@@ -178,7 +186,10 @@ def test_a_node_that_is_killed_goes_on_when_it_is_started_again(place: Place) ->
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(done.stdout)
     assert result["requirement_met"]
-    assert [e["incarnation"] for e in place.events("clinic", "node.up")] == [1, 2]
+    os.kill(place.daemon("clinic"), signal.SIGKILL)
+    place.until(lambda: len(place.events("clinic", "node.up")) == 3)
+    assert "clinic died (-9); it starts again" in place.said("clinic")
+    assert [e["incarnation"] for e in place.events("clinic", "node.up")] == [1, 2, 3]
 
 
 @pytest.mark.slow
