@@ -32,6 +32,7 @@ def scenario(nodes: int, hidden: list[int], **packet: Any) -> dict[str, Any]:
     return {
         "scenario": {"seed": 1, "limit_s": 1e6},
         "topology": {"edges": [[a, b] for i, a in enumerate(names) for b in names[:i]]},
+        "node": {"streams": True},
         "nodes": {"owner": {"roles": ["owner", "compute"]}},
         "data": {"skills": {"digits": {
             "source": "digits", "held_out": 0.0, "reference": 0, "test": 0.2,
