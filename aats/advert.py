@@ -101,9 +101,9 @@ class NodePolicy:
     max_packet_bytes: int = 4 << 30
     contributes_to: tuple[NodeId, ...] = ()
     """MPVUs to which the node gives samples for a test set."""
-    streams: bool = True
+    streams: bool = False
     """Whether the node works along with packets that are elsewhere: what a method sends (say,
-    activations of its rows) then leaves the node."""
+    activations of its rows, and their labels) then leaves the node."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ def scenario(
         "scenario": {"name": "advice", "seed": seed, "limit_s": 1e6},
         "topology": {"edges": [[a, b] for i, a in enumerate(every) for b in every[:i]]},
         "links": {"bandwidth_mbps": 100, "latency_ms": 5},
-        "node": {"samples_per_s": 2000, "contributes_to": []},
+        "node": {"samples_per_s": 2000, "contributes_to": [], "streams": True},
         "nodes": {**dict.fromkeys(names, holds), "owner": {"roles": ["owner", "compute"]}},
         "data": {"root": data.root, "skills": {SKILL: {
             "source": data.source, "partition": partition, "held_out": 0.0, "reference": 0,

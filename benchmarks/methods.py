@@ -193,7 +193,7 @@ def _scenario(
         "scenario": {"name": "methods", "seed": seed, "limit_s": 1e6},
         "topology": {"edges": [[a, b] for i, a in enumerate(nodes) for b in [*nodes][:i]]},
         "links": {"bandwidth_mbps": 100, "latency_ms": 5},
-        "node": {"samples_per_s": 2000, "contributes_to": []},
+        "node": {"samples_per_s": 2000, "contributes_to": [], "streams": True},
         "nodes": nodes,
         "data": {"root": data.root, "skills": {SKILL: skill}},
         "packets": [packet],

@@ -102,9 +102,9 @@ class NodeConfig:
     """Advertise the label histogram."""
     contributes_to: tuple[NodeId, ...] = ()
     """MPVUs to which the node gives samples for a test set."""
-    streams: bool = True
+    streams: bool = False
     """Work along with packets that are elsewhere (split learning): what a method sends, say
-    activations of this node's rows, then leaves it."""
+    activations of this node's rows and their labels, then leaves it."""
     delegate: NodeId = NodeId("")
     """The compute node trusted to work on this node's data; "" for itself."""
     withdrawn: bool = False

@@ -244,7 +244,7 @@ def small_world(
                 roles=(role, Role.COMPUTE) if role is Role.DATA else (role,),
                 data=data,
                 compute=ComputeAdvert(samples_per_s=100.0, joules_per_sample=0.01),
-                policy=NodePolicy(contributes_to=(nodes[-1],) if data else ()),
+                policy=NodePolicy(contributes_to=(nodes[-1],) if data else (), streams=True),
                 known_keys=keys,
             )
         )

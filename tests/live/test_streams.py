@@ -43,7 +43,9 @@ def line_of(deaths: dict[str, FaultPoint]) -> list[LiveNode]:
     for i, name in enumerate(names):
         data = NodeData.of(blobs(120, seed=i)) if i else NodeData()
         roles = (Role.DATA, Role.COMPUTE) if i else (Role.OWNER, Role.COMPUTE)
-        core = CoreConfig(name, roles, data.adverts(), ComputeAdvert(1000.0), NodePolicy(), **TIMES)
+        core = CoreConfig(
+            name, roles, data.adverts(), ComputeAdvert(1000.0), NodePolicy(streams=True), **TIMES
+        )
         peers = [names[j] for j in (i - 1, i + 1) if 0 <= j < len(names)]
         links = tuple(LinkAdvert(p, 1e9, 0.0005) for p in peers)
         nodes.append(LiveNode(core, data, links, deaths=(deaths[name],) if name in deaths else ()))

@@ -52,7 +52,9 @@ def triangle(deaths: dict[str, FaultPoint]) -> list[LiveNode]:
     for name in names:
         data = NodeData.of(FOUND.nodes[name])
         roles = (Role.DATA, Role.COMPUTE, *((Role.OWNER,) if name == "n0" else ()))
-        core = CoreConfig(name, roles, data.adverts(), ComputeAdvert(1000.0), NodePolicy(), **TIMES)
+        core = CoreConfig(
+            name, roles, data.adverts(), ComputeAdvert(1000.0), NodePolicy(streams=True), **TIMES
+        )
         links = tuple(LinkAdvert(p, 1e9, 0.0005) for p in names if p != name)
         nodes.append(LiveNode(core, data, links, deaths=(deaths[name],) if name in deaths else ()))
     return nodes

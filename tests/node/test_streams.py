@@ -35,13 +35,14 @@ MANDATE = sign_mandate(
     ),
     KEYS[LEAD],
 )  # fmt: skip
+OPEN = NodePolicy(streams=True)
 OPENING = StreamOpening(Header(MANDATE), (ME, OTHER))
 
 
 class Node:
     """A core with two neighbours, and what it commands."""
 
-    def __init__(self, policy: NodePolicy = NodePolicy()) -> None:
+    def __init__(self, policy: NodePolicy = OPEN) -> None:
         config = CoreConfig(
             ME, (Role.DATA,), (), ComputeAdvert(100.0), policy,
             {name: key.public_key for name, key in KEYS.items()},
@@ -143,16 +144,16 @@ def test_parts_are_put_together() -> None:
 @pytest.mark.parametrize(
     ("opening", "policy", "sender", "why"),
     [
-        (OPENING, NodePolicy(streams=False), LEAD, "privacy"),
-        (replace(OPENING, partners=(OTHER,)), NodePolicy(), LEAD, "partners"),
-        (OPENING, NodePolicy(), OTHER, "only a leader"),
+        (OPENING, NodePolicy(), LEAD, "privacy"),
+        (replace(OPENING, partners=(OTHER,)), OPEN, LEAD, "partners"),
+        (OPENING, OPEN, OTHER, "only a leader"),
         (
             replace(OPENING, header=Header(replace(MANDATE, seed=4))),
-            NodePolicy(), LEAD, "not signed by its owner",
+            OPEN, LEAD, "not signed by its owner",
         ),
         (
             replace(OPENING, header=Header(replace(MANDATE, owner=Owner(OTHER, b"\1" * 32)))),
-            NodePolicy(), LEAD, "another key",
+            OPEN, LEAD, "another key",
         ),
     ],
 )  # fmt: skip

@@ -28,7 +28,7 @@ def scenario(method: dict[str, Any], model: dict[str, Any] = MODEL, **nodes: dic
         {
             "scenario": {"name": "streams", "seed": 3},
             "topology": {"generator": {"name": "star", "nodes": 6}},
-            "node": {"contributes_to": ["n5"]},
+            "node": {"contributes_to": ["n5"], "streams": True},
             "nodes": {
                 "n0": {"roles": ["owner", "compute"]},
                 "n5": {"roles": ["mpvu"], "contributes_to": []},

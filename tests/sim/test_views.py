@@ -39,6 +39,7 @@ def scenario(
                 "names": ["home", "a", "b", "c"],
                 "edges": [["home", "a"], ["home", "b"], ["b", "c"], ["a", "c"]],
             },
+            "node": {"streams": True},
             "nodes": {"home": {"roles": ["owner", "data", "compute"]}},
             "data": {
                 "skills": {
