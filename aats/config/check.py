@@ -179,10 +179,10 @@ def _obstacles(scenario: Scenario, packet: PacketConfig, part_of: Parts) -> Iter
     """Yield why a packet's requirement cannot be met, one reason a target at most."""
     hops = _hops_from(scenario, packet.owner)
     if packet.rendezvous and packet.rendezvous.name == "assemble":
-        holders = {h for t in packet.requirement for h in scenario.holders(t.skill)}
-        if not any(scenario.nodes[h].streams for h in holders):
+        known = sorted({h for t in packet.requirement for h in scenario.holders(t.skill)})
+        if known and not any(scenario.nodes[node].streams for node in known):
             yield (f"no node with its data works along with packets elsewhere: set "
-                   f"`streams = true` for those that may ({_few(sorted(holders))})")  # fmt: skip
+                   f"`streams = true` for those that may ({_few(known)})")  # fmt: skip
     for target in packet.requirement:
         skill = target.skill
         if skill not in scenario.data.skills or not (holders := scenario.holders(skill)):
