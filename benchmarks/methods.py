@@ -377,7 +377,7 @@ def main() -> int:
     options = parser.parse_args()
     data = DIGITS
     if options.data:
-        data = Data({"name": "fashion-mnist"}, 784, 10, options.data, rates=(0.1, 0.3))
+        data = Data({"name": "fashion-mnist"}, 784, 5, options.data, rates=(0.1, 0.3))
     seeds = options.seeds
     if options.quick:
         data, seeds = Data("digits", 64, 4, hidden=(32, 32, 32)), 1
