@@ -342,7 +342,7 @@ def _mean_if_all(points: list[Point | None], name: str, unit: float) -> float | 
 
 
 def plot(curves: Mapping[str, list[Curve]], bound: float, path: Path, title: str) -> None:
-    """Draw accuracy over bytes, the first seed of each way."""
+    """Draw accuracy over bytes, the first seed of each way, smoothed over a twelfth of it."""
     figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
     colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
     for index, (name, found) in enumerate(curves.items()):
@@ -361,7 +361,7 @@ def plot(curves: Mapping[str, list[Curve]], bound: float, path: Path, title: str
     axes.set(xscale="log", xlabel="MB sent for the packet", ylabel="accuracy", title=title)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
@@ -404,7 +404,7 @@ def main() -> int:
             rows += (part := rows_of(found, best, data))
             show(words, part)
             if options.out:
-                plot(found, best, options.out / f"{file}.png", title)
+                plot(found, best, options.out / f"{file}.png", words.split(";")[0])
     return finish("methods", [*rows, {"way": "centralised", "accuracy": bound}], bars(rows))
 
 
