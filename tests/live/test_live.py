@@ -89,7 +89,7 @@ def test_a_packet_survives_a_kill_9_at_every_moment_of_a_hop(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hop", [0, 1, 2])
-@pytest.mark.parametrize("moment", [m for m in Moment if m not in OF_FORKS])
+@pytest.mark.parametrize("moment", [m for m in Moment if m not in (*OF_FORKS, Moment.SPEAKING)])
 def test_a_packet_survives_a_kill_9_at_one_moment(
     network: Network, make_ring: Ring, tmp_path: Path, moment: Moment, hop: int
 ) -> None:
