@@ -328,22 +328,27 @@ class Header:
         return next(forks, None)
 
     def joined_chain(self, *others: Header | None) -> tuple[Record, ...]:
-        """Return the packet's history and that of others of its family, each record once."""
-        every = (record for header in (self, *others) if header for record in header.chain)
-        return tuple({record.id: record for record in every}.values())
+        """Return the packet's history and that of others of its family, each record once.
+
+        Of the others it is what their last record follows: what else they bring joins nothing.
+        """
+        histories = (self.chain, *(other._history() for other in others if other))
+        return tuple({r.id: r for history in histories for r in history}.values())
 
     def follows(self, record: str) -> bool:
         """Return whether the last record of the chain is, or comes after, the one of this id."""
+        return record == self.lineage or any(record in r.parents for r in self._history())
+
+    def _history(self) -> tuple[Record, ...]:
+        """Return the last record of the chain and all it follows, in the chain's order."""
         known = {r.id: r for r in self.chain}
         found, left = set[str](), [self.lineage]
         while left:
             name = left.pop()
-            if name == record:
-                return True
             if name in known and name not in found:
                 found.add(name)
                 left += known[name].parents
-        return False
+        return tuple(r for r in self.chain if r.id in found)
 
     def on_own_hop(self) -> Header:
         """Return the header on a hop on which nothing has taken effect yet.

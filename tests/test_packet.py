@@ -170,3 +170,15 @@ def test_the_next_key_is_one_hop_on() -> None:
 def test_a_regenerated_packet_has_a_higher_epoch(epoch: int) -> None:
     here, there = next_epoch(epoch, NodeId("a")), next_epoch(epoch, NodeId("b"))
     assert epoch < here != there > epoch
+
+
+def test_of_another_chain_only_what_its_last_record_follows_is_joined() -> None:
+    first = replace(TRAIN, id="first", parents=())
+    mine = replace(TRAIN, id="mine", parents=("first",))
+    tip = replace(TRAIN, id="tip", parents=("first",))
+    stray = replace(TRAIN, id="stray", parents=("first",))
+    trunk, other = (replace(HEADER, chain=c) for c in ((first, mine), (first, stray, tip)))
+    assert [r.id for r in trunk.joined_chain(other, None)] == ["first", "mine", "tip"]
+    assert other.follows("tip")
+    assert other.follows("first")
+    assert not other.follows("stray")

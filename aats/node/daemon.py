@@ -432,14 +432,17 @@ class Daemon:
                     self._lines[number] = self._line(task.about)
                 elif isinstance(task, VisitTask) and task.partners:
                     self._lines[number] = self._line(task.header)
-                self._running[number] = self._group.create_task(self._run_task(command))
+                running = self._group.create_task(self._run_task(command))
+                running.add_done_callback(lambda _: self._lines.pop(number, None))
+                self._running[number] = running
             case TellTask(task_id=number, told=told):
                 if (line := self._lines.get(number)) is not None and not line.tell(told):
                     self._running[number].cancel()
                     self._put(TaskFailed(number, "more frames wait for it than it may leave"))
             case CancelTask(task_id=number):
-                if (running := self._running.pop(number, None)) is not None:
-                    running.cancel()
+                self._lines.pop(number, None)
+                if (cancelled := self._running.pop(number, None)) is not None:
+                    cancelled.cancel()
             case ExpectPacket(sender=sender, key=key, manifest=manifest):
                 lanes.expect(sender, key, manifest, self._offers.pop(key, 0))
             case SendPacket(to=to, key=key, source=source, manifest=manifest):
@@ -572,7 +575,6 @@ class Daemon:
             event = TaskFailed(number, str(e))
         finally:
             self._running.pop(number, None)
-            self._lines.pop(number, None)
             if not isinstance(event, TaskFinished) or not _changed(task, event.result):
                 self._store.discard_outcome(number)
         self._put(event)

@@ -12,6 +12,8 @@ ADDED = "visits", "diverged"
 """Numbers of `Header.trained` that are counts: what each child added, adds up."""
 MAX_ADDED = 1e14
 """Of anything that is counted, by one child: sums stay what a header may say."""
+MAX_CLASSES = 4096
+"""Of which a child's counts are taken, unless the trunk had more: a header must stay small."""
 MAX_NUMBERS = 128
 """Of `Header.trained`: no node takes a packet with many more."""
 
@@ -68,6 +70,7 @@ def _labels(trunk: Header, used: Iterable[Header]) -> dict[str, list[float]]:
             if skill not in wanted:
                 continue
             before = trunk.labels_used.get(skill, [])
+            counts = counts[: max(MAX_CLASSES, len(before))]
             total = found.setdefault(skill, [])
             total += [0.0] * (len(counts) - len(total))
             for i, count in enumerate(counts):

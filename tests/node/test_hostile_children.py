@@ -13,6 +13,7 @@ from aats.ledger.record import check_chain
 from aats.lineage import RecordKind
 from aats.node.arrival import MAX_HOPS, MAX_LINES, MAX_SPENT
 from aats.node.custody import Copy
+from aats.node.joining import MAX_CLASSES
 from aats.node.work import Work
 from aats.packet import Cost, Header
 from aats.wire import decode_header, encode_header
@@ -56,10 +57,15 @@ def has_seen_all_skills(before: Header, after: Header) -> Header:
     return replace(after, labels_used={**after.labels_used, **many})
 
 
+def has_a_class_for_every_number(before: Header, after: Header) -> Header:
+    skill = after.mandate.requirement[0].skill
+    return replace(after, labels_used={**after.labels_used, skill: [1.0] * 60_000})
+
+
 @pytest.mark.parametrize(
     "twist",
     [no_record, no_record_of_a_hop_far_ahead, boasts, spent_nothing, spent_all_there_is,
-     counts_absurdly, has_seen_all_skills],
+     counts_absurdly, has_seen_all_skills, has_a_class_for_every_number],
 )  # fmt: skip
 def test_what_a_rogue_makes_of_a_child_stops_nobody(
     twist: Twist, monkeypatch: pytest.MonkeyPatch
@@ -82,5 +88,6 @@ def test_what_a_rogue_makes_of_a_child_stops_nobody(
     assert 0 < home.trained["visits"] < 1000
     assert 0 <= home.trained.get("diverged", 0.0) < 1000
     assert max(len(home.trained), len(home.labels_used)) < MAX_LINES * 3 // 4
+    assert max(map(len, home.labels_used.values()), default=0) <= MAX_CLASSES
     assert home.spent.bytes < MAX_SPENT / 100
     assert home.spent.hops >= 2 * home.trained["cycle"]
