@@ -75,20 +75,6 @@ def size_of(model: nn.Module, block: Block) -> int:
     return sum(p.numel() for p in parameters_of(model, block).values())
 
 
-def block_named(blocks: Iterable[Block], name: str) -> Block:
-    """Return the block of a name.
-
-    Raises:
-        ModelError: Naming the blocks there are.
-    """
-    known = {block.name: block for block in blocks}
-    if name not in known:
-        raise ModelError(
-            f"block {name!r} is unknown; the model's are {', '.join(known)}{nearest(name, known)}"
-        )
-    return known[name]
-
-
 def _consecutive(model: nn.Sequential) -> list[Block]:
     """Return the runs of children, each with one that has a weight matrix at its head."""
     runs: list[list[str]] = [[]]

@@ -15,6 +15,7 @@ v starts at tau^2, m at 0; there is no correction of the moments' bias, as in th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,8 +37,34 @@ from aats.payload import Array
 FIRST, SECOND = f"{CARRIED}m.", f"{CARRIED}v."
 
 
+class _Stepping(ABC):
+    """A rule that steps along the pseudo-gradient of every averaged tensor."""
+
+    __slots__ = ()
+    weighting: str
+
+    def merge(self, trunk: Trunk, parts: Sequence[Part]) -> Trunk:
+        """Return the trunk one step on."""
+        weights = shares(parts, self.weighting)
+        model, state = dict(trunk.model), dict(trunk.state)
+        for name, old in trunk.model.items():
+            if is_averaged(old):
+                start = old.astype(np.float64)
+                gradient = start - mean_of(name, parts, weights)
+                step, moments = self.step(trunk, name, gradient)
+                model[name] = (start - step).astype(old.dtype)
+                state |= {key: moment.astype(np.float32) for key, moment in moments.items()}
+        return Trunk(model, state)
+
+    @abstractmethod
+    def step(
+        self, trunk: Trunk, name: str, gradient: FloatArray
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """Return what to subtract from a tensor, and the moments to carry on."""
+
+
 @dataclass(frozen=True, slots=True)
-class AvgM:
+class AvgM(_Stepping):
     """FedAvgM: the server's step has momentum. With `momentum` 0 and `lr` 1 it is the mean.
 
     Raises:
@@ -53,22 +80,16 @@ class AvgM:
         _check(self.lr, self.momentum)
         check_weighting(self.weighting)
 
-    def merge(self, trunk: Trunk, parts: Sequence[Part]) -> Trunk:
-        """Return the trunk one step on."""
-        weights = shares(parts, self.weighting)
-        model, state = dict(trunk.model), {}
-        for name, old in trunk.model.items():
-            if is_averaged(old):
-                start = old.astype(np.float64)
-                gradient = start - mean_of(name, parts, weights)
-                m = self.momentum * _moment(trunk, FIRST + name, old, 0.0) + gradient
-                model[name] = (start - self.lr * m).astype(old.dtype)
-                state[FIRST + name] = m.astype(np.float32)
-        return Trunk(model, {**trunk.state, **state})
+    def step(
+        self, trunk: Trunk, name: str, gradient: FloatArray
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """Return the step of heavy-ball momentum."""
+        m = self.momentum * _moment(trunk, FIRST + name, gradient, 0.0) + gradient
+        return self.lr * m, {FIRST + name: m}
 
 
 @dataclass(frozen=True, slots=True)
-class _Adaptive:
+class _Adaptive(_Stepping):
     """What the three rules with a second moment share.
 
     Raises:
@@ -89,26 +110,19 @@ class _Adaptive:
             raise ValueError(f"tau is {self.tau}, must be above 0")
         check_weighting(self.weighting)
 
-    def merge(self, trunk: Trunk, parts: Sequence[Part]) -> Trunk:
-        """Return the trunk one step on."""
-        weights = shares(parts, self.weighting)
-        model, state = dict(trunk.model), {}
-        for name, old in trunk.model.items():
-            if is_averaged(old):
-                start = old.astype(np.float64)
-                gradient = start - mean_of(name, parts, weights)
-                m = _moment(trunk, FIRST + name, old, 0.0)
-                m = self.beta_1 * m + (1 - self.beta_1) * gradient
-                v = _moment(trunk, SECOND + name, old, self.tau**2)
-                v = self.second(v, gradient * gradient)
-                model[name] = (start - self.lr * m / (np.sqrt(v) + self.tau)).astype(old.dtype)
-                state[FIRST + name] = m.astype(np.float32)
-                state[SECOND + name] = v.astype(np.float32)
-        return Trunk(model, {**trunk.state, **state})
+    def step(
+        self, trunk: Trunk, name: str, gradient: FloatArray
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """Return the step along the first moment, scaled by the second."""
+        m = _moment(trunk, FIRST + name, gradient, 0.0)
+        m = self.beta_1 * m + (1 - self.beta_1) * gradient
+        v = _moment(trunk, SECOND + name, gradient, self.tau**2)
+        v = self.second(v, gradient * gradient)
+        return self.lr * m / (np.sqrt(v) + self.tau), {FIRST + name: m, SECOND + name: v}
 
+    @abstractmethod
     def second(self, v: FloatArray, square: FloatArray) -> FloatArray:
         """Return the new second moment for the square of the gradient."""
-        raise NotImplementedError
 
 
 class Adam(_Adaptive):

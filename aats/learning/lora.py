@@ -69,11 +69,6 @@ class Contribution:
         return f"{self.hop}@{self.node}" + (f"+{self.twin}" if self.twin else "")
 
 
-def tensor_name(contribution: Contribution, target: str, matrix: str) -> str:
-    """Return the name in the state dict of `a` or `b` of a contribution to a target."""
-    return f"{CHAIN}{_escaped(str(contribution))}.{_escaped(target)}.{matrix}"
-
-
 def owner_of(name: str) -> tuple[Contribution, str, str]:
     """Return contribution, target and matrix of a tensor's name under `chain.`.
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from aats.errors import ModelError
-from aats.learning.blocks import block_named, blocks_of, modules_of, parameters_of, size_of
+from aats.learning.blocks import blocks_of, modules_of, parameters_of, size_of
 from aats.learning.models import build
 from aats.packet import Architecture
 
@@ -77,9 +77,6 @@ def test_blocks_can_be_named_by_who_asks() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2))
     blocks = blocks_of(model, [["0", "1"], "2"])
     assert [block.parts for block in blocks] == [("0", "1"), ("2",)]
-    assert block_named(blocks, "2").parts == ("2",)
-    with pytest.raises(ModelError, match="block '1' is unknown; the model's are 0, 2"):
-        block_named(blocks, "1")
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from aats.errors import ModelError
 from aats.ids import NodeId
 from aats.learning.backend import backend_of
 from aats.learning.lora import (
+    CHAIN,
     Contribution,
     LoraModel,
     build_lora,
     owner_of,
-    tensor_name,
 )
 from aats.learning.lora_method import LoraMethod
 from aats.learning.measures.options import Measures
@@ -71,7 +71,8 @@ def chain(base: dict[str, Any] = BASE, hops: tuple[int, ...] = (1, 2, 5)) -> Lor
 def test_a_name_comes_back_from_its_tensor(hop: int, node: str, twin: int, target: str) -> None:
     c = Contribution(hop, NodeId(node), twin)
     assert Contribution.of(str(c)) == c
-    assert owner_of(tensor_name(c, target, "a")) == (c, target, "a")
+    name = f"{CHAIN}{str(c).replace('.', '/')}.{target.replace('.', '/')}.a"
+    assert owner_of(name) == (c, target, "a")
 
 
 @pytest.mark.parametrize("text", ["", "3", "3@", "@n", "03@n", "-1@n", "3@n+0", "3@-n", "x@n"])

@@ -19,6 +19,7 @@ All that a channel learns belongs to the sender; `table` is what the receiver mu
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -57,7 +58,7 @@ class Sent:
     """What goes to the next node."""
 
 
-class Channel(nn.Module):
+class Channel(nn.Module, ABC):
     """See the module's docstring. Parameters that must be positive are kept as square roots."""
 
     heads = 1
@@ -71,6 +72,7 @@ class Channel(nn.Module):
 
     multiplier: Tensor
 
+    @abstractmethod
     def send(self, raw: Tensor, rng: np.random.Generator, coded: bool) -> Sent:
         """Return the code of a minibatch in training.
 
@@ -79,7 +81,6 @@ class Channel(nn.Module):
             rng: Of noise or dither; the receiver has one of the same seed.
             coded: Whether real bytes go over the wire, where the channel can.
         """
-        raise NotImplementedError
 
     def take(self, arrays: Mapping[str, Array], n: int, rng: np.random.Generator) -> Tensor:
         """Return the code [n, width] that `send` made these arrays of.
@@ -166,10 +167,6 @@ class Rated(Channel):
         """Return the prior's deviations."""
         return self.spread_root.square() + LEAST
 
-    def step(self) -> Tensor:
-        """Return the lattice's steps."""
-        raise NotImplementedError
-
     def mean(self, raw: Tensor) -> Tensor:
         """Return what is quantised."""
         return raw
@@ -247,8 +244,9 @@ class Rated(Channel):
         exactly: Reals = cast(Tensor, getattr(self, name)).detach().numpy().astype(np.float64)
         return exactly
 
+    @abstractmethod
     def _step_exactly(self) -> Reals:
-        raise NotImplementedError
+        """Return the lattice's steps, the same on every machine."""
 
 
 class Gaussian(Rated):
