@@ -32,7 +32,7 @@ from typing import Any
 
 import inl
 from common import Bar, finish, show
-from curve import Curve, travel
+from curve import Curve, mesh, travel
 
 from aats.advise import setting_for
 from aats.config.load import build
@@ -88,7 +88,6 @@ def scenario(
     holds: dict[str, Any] = {"data": {SKILL: {}}}
     if memory_mb:
         holds["memory_mb"] = memory_mb
-    every = [*names, "owner"]
     packet = {
         "name": "packet", "owner": "owner", "method": method,
         "policy": {"name": "cycle", "order": order}, "model": model,
@@ -97,18 +96,11 @@ def scenario(
     }  # fmt: skip
     if rendezvous:
         packet["rendezvous"] = rendezvous
-    return {
-        "scenario": {"name": "advice", "seed": seed, "limit_s": 1e6},
-        "topology": {"edges": [[a, b] for i, a in enumerate(every) for b in every[:i]]},
-        "links": {"bandwidth_mbps": 100, "latency_ms": 5},
-        "node": {"samples_per_s": 2000, "contributes_to": [], "streams": True},
-        "nodes": {**dict.fromkeys(names, holds), "owner": {"roles": ["owner", "compute"]}},
-        "data": {"root": data.root, "skills": {SKILL: {
-            "source": data.source, "partition": partition, "held_out": 0.0, "reference": 0,
-            "test": 0.2,
-        }}},
-        "packets": [packet],
+    held = {
+        "source": data.source, "partition": partition, "held_out": 0.0, "reference": 0, "test": 0.2,
     }  # fmt: skip
+    every = {**dict.fromkeys(names, holds), "owner": {"roles": ["owner", "compute"]}}
+    return mesh(every, held, packet, root=data.root, seed=seed)
 
 
 def rounds_of(way: Way, rounds: int, nodes: int) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -56,6 +56,30 @@ class Curve:
         return next((p for p in self.points if p.accuracy >= accuracy), None)
 
 
+def mesh(
+    nodes: Mapping[str, Any], skill: Mapping[str, Any], packet: Mapping[str, Any], *, root: str,
+    seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Return a scenario of one skill and one packet, its nodes in a full mesh of equal links.
+
+    Args:
+        nodes: Their tables by name; a node works along with packets elsewhere if asked.
+        skill: Where its data come from; the skill has the name of the packet's target.
+        packet: The packet.
+        root: Folder with data files.
+        seed: Of the scenario.
+    """
+    return {
+        "scenario": {"name": "mesh", "seed": seed, "limit_s": 1e6},
+        "topology": {"edges": [[a, b] for i, a in enumerate(nodes) for b in [*nodes][:i]]},
+        "links": {"bandwidth_mbps": 100, "latency_ms": 5},
+        "node": {"samples_per_s": 2000, "contributes_to": [], "streams": True},
+        "nodes": nodes,
+        "data": {"root": root, "skills": {packet["requirement"][0]["skill"]: skill}},
+        "packets": [packet],
+    }
+
+
 def travel(tables: Mapping[str, Any], name: str) -> Curve:
     """Run a scenario of one packet on the virtual clock and return its curve.
 

@@ -34,7 +34,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from common import Bar, finish, show
-from curve import Curve, Point, travel
+from curve import Curve, Point, mesh, travel
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -163,7 +163,7 @@ def tables(way: Way, data: Data, seed: int, rate: float) -> dict[str, Any]:
         "source": data.source, "partition": {"name": "dirichlet", "alpha": 0.5},
         "held_out": 0.0, "reference": way.shared, "test": 0.2,
     }  # fmt: skip
-    return _scenario(nodes, skill, packet, data, seed)
+    return mesh(nodes, skill, packet, root=data.root, seed=seed)
 
 
 def _views(way: Way, data: Data, seed: int, rate: float) -> dict[str, Any]:
@@ -188,21 +188,7 @@ def _views(way: Way, data: Data, seed: int, rate: float) -> dict[str, Any]:
             "decoder": [64], "views": {"dark": square, "noisy": square},
         },
     }  # fmt: skip
-    return _scenario(nodes, skill, packet, data, seed)
-
-
-def _scenario(
-    nodes: dict[str, Any], skill: dict[str, Any], packet: dict[str, Any], data: Data, seed: int
-) -> dict[str, Any]:
-    return {
-        "scenario": {"name": "methods", "seed": seed, "limit_s": 1e6},
-        "topology": {"edges": [[a, b] for i, a in enumerate(nodes) for b in [*nodes][:i]]},
-        "links": {"bandwidth_mbps": 100, "latency_ms": 5},
-        "node": {"samples_per_s": 2000, "contributes_to": [], "streams": True},
-        "nodes": nodes,
-        "data": {"root": data.root, "skills": {SKILL: skill}},
-        "packets": [packet],
-    }
+    return mesh(nodes, skill, packet, root=data.root, seed=seed)
 
 
 def _model(way: Way, data: Data) -> dict[str, Any]:
