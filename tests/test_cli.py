@@ -75,11 +75,16 @@ def _run_module(execute: Any) -> types.ModuleType:
     return module
 
 
-@pytest.mark.parametrize("module", ["aats.launch", "aats"])
-def test_help_is_quick_and_loads_nothing_heavy(module: str) -> None:
+@pytest.mark.parametrize(
+    "line",
+    ["aats.launch", "aats", "aats submit", "aats advise", "aats node run", "aats ledger forget",
+     "aats policy train"],
+)  # fmt: skip
+def test_help_is_quick_and_loads_nothing_heavy(line: str) -> None:
+    module, *words = line.split()
     script = f"""
 import resource, runpy, sys
-sys.argv = [{module!r}, "--help"]
+sys.argv = [{module!r}, *{words!r}, "--help"]
 try:
     runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 except SystemExit as end:
