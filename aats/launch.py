@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from aats.errors import AatsError, InfeasibleError, LedgerError, LocalError
 from aats.options import Exit, Format, LaunchOptions, World
+from aats.text import printable
 
 P = ParamSpec("P")
 
@@ -44,7 +45,7 @@ def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
             typer.echo("interrupted", err=True)
             code = Exit.INTERRUPTED
         except AatsError as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {printable(str(error))}", err=True)
             code = _code(error)
         except (typer.Exit, typer.BadParameter):
             raise

@@ -135,7 +135,7 @@ def _facts(scenario: Scenario, options: LaunchOptions, run_dir: Path) -> dict[st
 
 
 def _tell(view: RunView, run_dir: Path) -> None:
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False)
     for p in view.packets.values():
         verdict = "requirement met" if p.met else "requirement NOT met"
         out.print(f"{p.name}: {verdict}, {p.status}", style="green" if p.met else "red")

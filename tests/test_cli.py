@@ -198,6 +198,22 @@ def test_a_trace_tells_each_hop_and_why(
     assert "link.down" not in text
 
 
+def test_names_and_reasons_from_others_move_no_cursor(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = runs / "ring-sim-1" / "events.jsonl"
+    bad = "\x1b[2J\r"
+    events = [{**e, "label": bad, "reason": bad, "node": f"n{bad}"} for e in EVENTS]
+    file.write_text("".join(json.dumps(e) + "\n" for e in events))
+    assert cli.main(["trace", PACKET, "--out", str(runs)]) == 0
+    assert cli.main(["trace", "nobody", "--out", str(runs)]) == 2
+    said = capsys.readouterr()
+    for line in (said.out + said.err).split("\n"):
+        assert line.isprintable(), line
+    assert "\\x1b[2J\\r" in said.out
+    assert "\\x1b[2J\\r" in said.err
+
+
 def test_a_trace_as_json_lines_is_the_events(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aats.cli.output import emit, told
+from aats.cli.output import emit, tell, told
 from aats.ids import PacketId
 from aats.launch import FormatOption, OutOption, guarded
 from aats.options import Exit, Format
@@ -41,7 +41,7 @@ def bring_home(owner: NodeFile, packets: Sequence[PacketId], out: Path, output: 
         start = 0.0
         for event in member.follow(owner, packet):
             start = start or event["t"]
-            typer.echo(told(event, start), err=True)
+            tell(told(event, start))
         run_dir, result = member.bring(owner, packet, out)
         rows += [{**row, "run_dir": str(run_dir)} for row in result["packets"]]
     emit(rows, output, [line for row in rows for line in _came_home(row)])

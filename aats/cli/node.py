@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from aats.cli.output import told
+from aats.cli.output import tell, told
 from aats.errors import ScenarioError
 from aats.launch import guarded, new_app
 
@@ -72,9 +72,6 @@ def run_node(
     given = {"listen": host or None, "port": port, "insecure": insecure or None}
     found = load_node(path, {key: value for key, value in given.items() if value is not None})
     start = time.time()
-
-    def tell(line: str) -> None:
-        typer.echo(line, err=True)
 
     def seen(event: dict[str, Any]) -> None:
         if event["event"] in SHOWN:

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from aats.options import Format
+from aats.text import printable
 
 
 def emit(rows: Sequence[dict[str, Any]], output: Format, text: Iterable[str]) -> None:
@@ -21,7 +22,12 @@ def emit(rows: Sequence[dict[str, Any]], output: Format, text: Iterable[str]) ->
                 typer.echo(json.dumps(row))
         case Format.TEXT:
             for line in text:
-                typer.echo(line)
+                typer.echo(printable(line))
+
+
+def tell(line: str) -> None:
+    """Write a line for a person to stderr."""
+    typer.echo(printable(line), err=True)
 
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterable[str]:

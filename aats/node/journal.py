@@ -14,6 +14,7 @@ import structlog
 from aats.clock import Clock
 from aats.ids import NodeId
 from aats.node.spec import EVENTS_FILE, LOG_FILE
+from aats.text import printable
 
 PROVOKED = frozenset(
     {"advert.rejected", "message.rejected", "message.unsendable", "offer.refused",
@@ -43,6 +44,7 @@ class Journal:
                 structlog.processors.TimeStamper(fmt="iso"),
                 structlog.processors.format_exc_info,
                 structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+                lambda _logger, _method, line: printable(str(line)),
             ],
             node=self._node,
         )

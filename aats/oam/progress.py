@@ -9,9 +9,11 @@ from typing import Protocol, TextIO
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from aats.ids import PacketId, trunk_of
 from aats.oam.view import Event, PacketView, RunView
+from aats.text import printable
 
 TELLING = {
     "packet.submitted", "visit.finished", "visit.failed", "verdict", "packet.home",
@@ -101,8 +103,9 @@ class LiveTable:
         for p in self._view.packets.values():
             budget = f"/{p.hop_budget:.0f}" if p.hop_budget else ""
             style = "green" if p.met else ("yellow" if p.status == "home" else "")
-            table.add_row(p.name, p.where, f"{p.hop}{budget}", skills_line(p),
-                          human_bytes(p.bytes), p.doing, style=style)  # fmt: skip
+            cells = (p.name, p.where, f"{p.hop}{budget}", skills_line(p), human_bytes(p.bytes),
+                     p.doing)  # fmt: skip
+            table.add_row(*(Text(printable(cell)) for cell in cells), style=style)
         return table
 
 
@@ -140,7 +143,7 @@ class PlainLines:
 
     def say(self, text: str) -> None:
         """Write the line at once."""
-        self._stream.write(text.rstrip() + "\n")
+        self._stream.write(printable(text).rstrip() + "\n")
         self._stream.flush()
 
 

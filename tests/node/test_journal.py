@@ -42,3 +42,16 @@ def test_what_a_peer_provokes_is_told_no_more_than_so_often(tmp_path: Path) -> N
     assert events(tmp_path).count("message.rejected") == BURST + 2
     assert events(tmp_path).count("visit.started") == 5 * BURST
     assert f"lines={4 * BURST}" in (tmp_path / LOG_FILE).read_text()
+
+
+def test_what_others_say_forges_no_line_and_moves_no_cursor(tmp_path: Path) -> None:
+    with Journal(tmp_path, NodeId("a"), Hand()) as journal:
+        journal.log.warning("control.denied", reason="no\r\x1b[2Klevel=error\nevent=x\u2028\x85y")
+        try:
+            raise ValueError("two\nlines\x1b[31m")
+        except ValueError as error:
+            journal.fault(error)
+    lines = (tmp_path / LOG_FILE).read_text().split("\n")
+    assert [line.isprintable() for line in lines] == [True, True, True]
+    assert "no\\r\\x1b[2Klevel=error\\nevent=x\\u2028\\x85y" in lines[0]
+    assert all(line.isascii() for line in (tmp_path / EVENTS_FILE).read_text().split("\n"))

@@ -12,11 +12,12 @@ import pytest
 from aats.config.load import load_scenario
 from aats.ledger.file import verify_ledger
 from aats.oam.plots import bad_nodes, layout
-from aats.oam.progress import PlainLines, human_bytes, skills_line
+from aats.oam.progress import LiveTable, PlainLines, human_bytes, skills_line
 from aats.oam.report import report
 from aats.oam.rundir import new_run_dir, read_events, write_run
 from aats.oam.view import RunView
 from aats.run import Watch, run_simulated
+from aats.text import printable
 
 RING = Path(__file__).parents[2] / "examples" / "ring"
 
@@ -114,6 +115,24 @@ def test_lines_count_time_from_the_first_event() -> None:
     assert text[0].lstrip().startswith("0.00 s  one")
     assert text[-1].lstrip().startswith("7.00 s  one")
     assert "s 0.950/0.90 ok" in text[-1]
+
+
+@pytest.mark.parametrize("reason", ["[/x] [red]no", "no\x1b[2J\r\nforged"])
+def test_reasons_from_others_are_shown_as_they_are(
+    reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view, stream = told(STORY[:2]), StringIO()
+    bad = event(6.1, "b", "packet.refused", hop=1, by="c", reason=reason)
+    view.apply(bad)
+    with PlainLines(view, stream) as lines:
+        lines.event(bad)
+    assert printable(reason) in stream.getvalue()
+    assert stream.getvalue().count("\n") == 1
+    with LiveTable(view, "") as table:
+        table.event(bad)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert printable(reason).split()[0] in shown
+    assert "\x1b[2J" not in shown
 
 
 def test_words_for_sizes_and_skills() -> None:
