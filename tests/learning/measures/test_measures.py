@@ -53,7 +53,7 @@ def model(seed: int = 0) -> nn.Module:
 
 
 def stop_with(state: dict[str, Array] | None = None, data: SkillData = DATA, seed: int = 1) -> Stop:
-    return Stop(NODE, 3, seed, {SKILL: data}, state=state or {})
+    return Stop(NODE, 3, seed, {SKILL: data}, {"visits": 3.0}, state=state or {})
 
 
 def stack_on(net: nn.Module, measures: Measures, stop: Stop, steps: int = 4) -> Stack:
@@ -129,6 +129,13 @@ def test_distillation_mixes_in_the_received_models_prediction(temperature: float
     wanted = 0.7 * plain(net) + 0.3 * temperature**2 * taught
     torch.testing.assert_close(loss_of(net, stack), wanted)
     assert stack.forwards == 16
+
+
+def test_untrained_weights_teach_nothing() -> None:
+    net = model()
+    stack = stack_on(net, Measures(distil=0.9), replace(stop_with(), trained={"visits": 1.0}))
+    assert torch.equal(loss_of(net, stack), plain(net))
+    assert stack.forwards == 0
 
 
 def test_masked_softmax_gives_absent_classes_no_gradient() -> None:
