@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
+from typing import NamedTuple
 
 import blake3
 import numpy as np
@@ -49,8 +50,7 @@ _NAME_OF = {np.dtype(v): k for k, v in NUMPY_DTYPE.items() if k != "bf16"}
 Array = npt.NDArray[np.generic]
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """One tensor: name, dtype (a key of `ITEM_SIZE`), shape, place in the arena, digest."""
 
     name: str
@@ -98,12 +98,12 @@ class Manifest:
 
     def version(self, prefix: str = "") -> Version:
         """Return the content hash of the tensors whose name starts with `prefix`."""
-        root = blake3.blake3()
+        parts: list[bytes] = []
         for t in self.tensors:
             if t.name.startswith(prefix):
-                root.update(f"{t.name}\0{t.dtype}\0{','.join(map(str, t.shape))}\0".encode())
-                root.update(t.digest)
-        return Version(root.hexdigest())
+                shape = ",".join(map(str, t.shape))
+                parts += (f"{t.name}\0{t.dtype}\0{shape}\0".encode(), t.digest)
+        return Version(blake3.blake3(b"".join(parts)).hexdigest())
 
     def missing(self, known: Iterable[bytes]) -> tuple[TensorSpec, ...]:
         """Return the tensors whose digest is not among `known`."""

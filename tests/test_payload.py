@@ -137,7 +137,7 @@ A, B = GOOD.tensors
 
 
 def lie(**change: Any) -> Manifest:
-    return replace(GOOD, tensors=(A, replace(B, **change)))
+    return replace(GOOD, tensors=(A, B._replace(**change)))
 
 
 @pytest.mark.parametrize(

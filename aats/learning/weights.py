@@ -6,7 +6,7 @@ A tensor whose bytes did not change keeps its digest; only what changed is hashe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +93,7 @@ def write(
     def written(spec: TensorSpec) -> TensorSpec:
         tensor = tensors[spec.name]
         np.copyto(new.array(spec), tensor.data)
-        return replace(spec, digest=tensor.digest or digest(new.bytes_of(spec)))
+        return spec._replace(digest=tensor.digest or digest(new.bytes_of(spec)))
 
     return Manifest(tuple(written(spec) for spec in empty.tensors), empty.total)
 

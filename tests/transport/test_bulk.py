@@ -262,7 +262,7 @@ def test_wrong_bytes_are_refused_and_not_kept(world: World) -> None:
     a, b = world.node("a"), world.node("b")
     payload, key = tensors(1, v=9, w=2 * CHUNK_BYTES), key_of(1)
     specs = payload.manifest.tensors
-    wrong = Manifest((specs[0], replace(specs[1], digest=bytes(32))), payload.manifest.total)
+    wrong = Manifest((specs[0], specs[1]._replace(digest=bytes(32))), payload.manifest.total)
     a.store.submit(key, Payload(wrong, payload.arena))
     b.lane.expect(a.name, key.next(), wrong)
     a.lane.send(b.name, key.next(), key, wrong)
