@@ -6,6 +6,7 @@ says which), so every site scales alike without telling anyone about its rows. W
 are the mean and deviation of the published table, they were taken over all its rows, test rows
 included and labels not, the way scikit-learn ships the diabetes table. The heart data are the
 exception: each hospital scales by its own training rows, as the benchmark they come from does.
+Text is not scaled: its features are token ids.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 from aats import plugins
 from aats.errors import DataError, UnknownPluginError, nearest
-from aats.roles.data import schema_digest
+from aats.roles.data import Features, schema_digest
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -32,6 +33,8 @@ BoolArray = npt.NDArray[np.bool_]
 GROUP = "aats.data"
 DATA_VARIABLE = "AATS_DATA"
 """Environment variable: a folder whose sub-folders hold the files of sources that need some."""
+
+_TYPES = {np.dtype(np.float32): "f32", np.dtype(np.int64): "i64"}
 
 DIABETES_MEDIAN = 140.5
 """Median disease progression of the 442 patients; above it counts as high."""
@@ -46,8 +49,8 @@ class Dataset:
     """
 
     name: str
-    x: FloatArray
-    """[n, ...] float32, scaled."""
+    x: Features
+    """[n, ...] float32, scaled; or int64 tokens."""
     y: IntArray
     """[n] int64, 0 .. number of classes - 1."""
     features: tuple[str, ...]
@@ -62,10 +65,10 @@ class Dataset:
 
     def __post_init__(self) -> None:
         n = len(self.y)
-        if self.x.dtype != np.float32 or self.y.dtype != np.int64 or len(self.x) != n:
+        if self.x.dtype not in _TYPES or self.y.dtype != np.int64 or len(self.x) != n:
             raise DataError(
                 f"{self.name}: x is {self.x.dtype} of {len(self.x)} rows, y {self.y.dtype} of {n}; "
-                "wanted are float32 and int64 of equal length"
+                "wanted are float32 (or int64 tokens) and int64 of equal length"
             )
         if n and not 0 <= self.y.min() <= self.y.max() < len(self.classes):
             raise DataError(
@@ -83,7 +86,8 @@ class Dataset:
     def schema(self) -> str:
         """Digest of feature names and types, sample shape included."""
         shape = ",".join(map(str, self.x.shape[1:]))
-        return schema_digest([*(f"{name}:f32" for name in self.features), f"[{shape}]"])
+        kind = _TYPES[self.x.dtype]
+        return schema_digest([*(f"{name}:{kind}" for name in self.features), f"[{shape}]"])
 
     @property
     def digest(self) -> str:
@@ -305,6 +309,35 @@ def own_file(file: str, root: str = "", label: str = "label", classes: int = 0) 
     return read_table(path, label, classes)
 
 
+def own_text(file: str, root: str = "", length: int = 32) -> Dataset:
+    """Return the text of a .txt or a .jsonl file of your own: rows of bytes and the next byte.
+
+    A line of a .jsonl is `{"text": "...", "group": "..."}`; see `aats.learning.text`.
+
+    Args:
+        file: Its path, relative to `root`; in a scenario or a node's file, to that file.
+        root: Folder with the file.
+        length: Bytes of a row; the same at all nodes.
+
+    Raises:
+        DataError: If it is missing or is not of that form; says where.
+    """
+    from aats.learning.text import read_texts, text_rows
+
+    path = data_file("text", root, file, "It is named by the source's parameter file.")
+    return text_rows("text", read_texts(path), length)
+
+
+def manual(length: int = 32) -> Dataset:
+    """Return Python's language reference (it comes with Python): rows of bytes and the next byte.
+
+    `groups` are its chapters. What it says depends on the version of Python. PSF licence.
+    """
+    from aats.learning.text import python_manual, text_rows
+
+    return text_rows("manual", python_manual(), length)
+
+
 def heart(root: str = "", split: int = 43) -> Dataset:
     """Return the four hospitals of UCI Heart Disease as FLamby prepares them.
 
@@ -339,7 +372,9 @@ SOURCES: dict[str, Source] = {
     "fashion-mnist": fashion_mnist,
     "file": own_file,
     "heart": heart,
+    "manual": manual,
     "synthetic": synthetic,
+    "text": own_text,
     "wine": wine,
 }
 """The built-in sources."""

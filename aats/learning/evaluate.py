@@ -1,8 +1,9 @@
 """Metrics of a prediction, with 95 % intervals. NumPy only.
 
 Metric names: `accuracy`, `balanced-accuracy` (mean recall of the classes present), `auc`
-(area under the ROC curve; mean over one-against-rest for more than two classes), `loss` (mean
-cross-entropy in nats; lower is better, so no target is set on it).
+(area under the ROC curve; mean over one-against-rest for more than two classes),
+`inverse-perplexity` (1 / perplexity: the geometric mean of the labels' probabilities, 1 / classes
+for a guess), `loss` (mean cross-entropy in nats; lower is better, so no target is set on it).
 """
 
 from __future__ import annotations
@@ -81,6 +82,15 @@ def auc(log_p: LogProbabilities, y: Labels) -> Measured:
     return Measured(value, max(0.0, value - half), min(1.0, value + half), len(y))
 
 
+def inverse_perplexity(log_p: LogProbabilities, y: Labels) -> Measured:
+    """Return exp(-cross-entropy); normal interval of the mean log-probability."""
+    of_label = log_p[np.arange(len(y)), y]
+    mean = float(of_label.mean())
+    half = Z95 * float(of_label.std()) / float(np.sqrt(len(y)))
+    low, value, high = np.exp([mean - half, mean, min(0.0, mean + half)]).tolist()
+    return Measured(value, low, high, len(y))
+
+
 def _area(score: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) -> float:
     _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
     mean_rank = np.cumsum(counts) - (counts - 1) / 2
@@ -93,6 +103,7 @@ METRICS: dict[str, Callable[[LogProbabilities, Labels], Measured]] = {
     "accuracy": accuracy,
     "balanced-accuracy": balanced_accuracy,
     "auc": auc,
+    "inverse-perplexity": inverse_perplexity,
 }
 """By the name a target has; all in 0-1, higher is better."""
 

@@ -4,9 +4,8 @@
 
 Only the config travels; the class is one of the installed library's own causal language models.
 Nothing is fetched, no code is loaded from the wire or a hub, and the weights are the packet's.
-Rows are token ids [n, length]; the logits are those of the next token after the last one, so a
-text model trains and is judged as any classifier over its vocabulary. Wrapped by `lora` its
-adapters are ours, of any of its weights.
+See `aats.learning.language` for what rows and labels are. Wrapped by `lora` it grows adapters that
+`peft` reads (`aats.learning.adapters`).
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from aats.errors import MissingExtraError, ModelError
+from aats.learning.language import LanguageModel
 from aats.learning.models import MAX_LAYERS, MAX_MATRIX, MAX_WIDTH
 
 NAME = "hf"
@@ -26,16 +26,17 @@ TYPES = ("gpt2", "gpt_neox", "llama", "mistral", "opt", "qwen2")
 _DEPTHS = ("n_layer", "num_hidden_layers")
 
 
-class NextToken(nn.Module):
-    """A causal language model that predicts the token after a row."""
+class NextToken(LanguageModel):
+    """A causal language model of the library."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits [n, vocabulary] of the token after each row [n, length]."""
-        return cast(Tensor, self.model(input_ids=x.long(), use_cache=False).logits[:, -1])
+    def logits(self, x: Tensor, last: bool) -> Tensor:
+        """See `LanguageModel.logits`."""
+        out = self.model(input_ids=x, use_cache=False, logits_to_keep=int(last))
+        return cast(Tensor, out.logits)
 
 
 def build_hf(config: Mapping[str, Any]) -> nn.Module:

@@ -28,6 +28,7 @@ from torch.func import functional_call
 
 from aats.errors import ModelError
 from aats.ids import NODE_ID, NodeId
+from aats.learning.language import reads_text
 from aats.learning.models import MAX_LAYERS, Config, build
 from aats.packet import Architecture
 
@@ -119,12 +120,14 @@ class LoraModel(nn.Module):
         self.base, self.alpha = base, alpha
         self.chain = nn.ModuleDict()
         self._shapes = {name: tuple(base.get_parameter(name).shape) for name in targets}
-        self._takes_skill = "skill" in inspect.signature(base.forward).parameters
+        self._takes = frozenset(inspect.signature(base.forward).parameters)
+        self.reads_text = reads_text(base)
         self._left_out: Contribution | None = None
 
-    def forward(self, x: Tensor, skill: str = "") -> Tensor:
+    def forward(self, x: Tensor, skill: str = "", every: bool = False) -> Tensor:
         """Return the base's output with the weights that base and chain add up to."""
-        further = {"skill": skill} if self._takes_skill else {}
+        given = {"skill": skill, "every": every}
+        further = {name: value for name, value in given.items() if name in self._takes}
         if not self.chain:
             return cast(Tensor, self.base(x, **further))
         return cast(Tensor, functional_call(self.base, self.weights(), (x,), further))
@@ -278,7 +281,10 @@ def build_lora(config: Mapping[str, Any]) -> nn.Module:
 
 
 def _chosen(module: nn.Module, patterns: object, place: str) -> list[str]:
-    """Return the weights that some pattern matches, by their own or their module's name."""
+    """Return the weights that some pattern matches, by their own or their module's name.
+
+    The end of a name from a dot on will do, as in `peft`: `c_attn` is that of every layer.
+    """
     if not isinstance(patterns, list | tuple) or not 0 < len(patterns) <= MAX_LAYERS:
         raise ModelError(f"{place} 'targets' is {patterns!r}, allowed are 1-{MAX_LAYERS} patterns")
     embedded = {
@@ -299,4 +305,5 @@ def _chosen(module: nn.Module, patterns: object, place: str) -> list[str]:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    return any(fnmatchcase(n, pattern) for n in (name, name.rpartition(".")[0]))
+    module = name.rpartition(".")[0]
+    return any(fnmatchcase(n, p) for n in (name, module) for p in (pattern, f"*.{pattern}"))

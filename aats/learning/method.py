@@ -239,9 +239,10 @@ class Work:
         return base if self._measures is None else self._measures.composed(base)
 
     def _cross_entropy(self, model: Any, x: Any, y: Any, skill: str) -> Any:
-        from aats.learning.models import predict
+        from aats.learning.language import lessons
 
-        return self.criterion(predict(model, x, skill), x, y, skill)
+        logits, labels = lessons(model, x, y, skill)
+        return self.criterion(logits, x, labels, skill)
 
     def take_all(self) -> None:
         """Count the whole plan as done, for a method that needs no minibatches."""

@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from aats.errors import DataError, nearest
-from aats.learning.datasets import Dataset, FloatArray, IntArray, load_dataset
+from aats.learning.datasets import Dataset, IntArray, load_dataset
 from aats.packet import Plugin
-from aats.roles.data import Batch, SkillData, split
+from aats.roles.data import Batch, Features, SkillData, split
 
 PARTITIONERS: dict[str, dict[str, Any]] = {
     "iid": {},
@@ -240,10 +240,18 @@ def mislabelled(y: IntArray, share: float, classes: int, rng: np.random.Generato
     return changed
 
 
-def drifted(x: FloatArray, drift: float, rng: np.random.Generator) -> FloatArray:
-    """Return features all moved by the same offset, `drift` times a normal draw a feature."""
+def drifted(x: Features, drift: float, rng: np.random.Generator) -> Features:
+    """Return features all moved by the same offset, `drift` times a normal draw a feature.
+
+    Raises:
+        DataError: If they are tokens, which are no quantities.
+    """
+    if np.issubdtype(x.dtype, np.integer):
+        if drift:
+            raise DataError(f"drift {drift}: tokens have no unit to drift in; allowed is 0")
+        return x
     offset = drift * rng.standard_normal(x.shape[1:])
-    moved: FloatArray = (x + offset).astype(np.float32)
+    moved: Features = (x + offset).astype(np.float32)
     return moved
 
 

@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from aats.errors import DataError, nearest
 from aats.learning.datasets import Dataset, FloatArray, load_dataset
 from aats.learning.partition import Part, Spread, drifted, mislabelled, stratified_rows
 from aats.packet import Plugin
-from aats.roles.data import NO_LABEL, SkillData, schema_digest, split
+from aats.roles.data import NO_LABEL, Features, SkillData, schema_digest, split
 from aats.roles.views import stacked
 
 Side = Literal["left", "right", "top", "bottom"]
@@ -181,12 +181,15 @@ def spread_seen(
         raise DataError(f"{data.name}: two nodes have one view among {', '.join(listed)}")
     if not any(view.labels for view in views.values()):
         raise DataError(f"{data.name}: no view of {', '.join(listed)} has labels")
+    if data.x.dtype != np.float32:
+        raise DataError(f"{data.name}: views are of features, not of tokens")
     aside = np.flatnonzero(data.is_test) if data.is_test.any() else split(data.y, test, seed)[1]
     pool = np.setdiff1d(np.arange(len(data)), aside)
     trusted = pool[stratified_rows(data.y[pool], reference, seed)]
     rest = np.setdiff1d(pool, trusted)
     train, kept = split(data.y[rest], held_out, seed)
-    shown = {node: seen(data.x, view, seed) for node, view in views.items()}
+    features = cast(FloatArray, data.x)
+    shown = {node: seen(features, view, seed) for node, view in views.items()}
     special = {part.node: part for part in parts}
 
     def at(node: str, view: View) -> SkillData:
@@ -216,7 +219,7 @@ def spread_seen(
     )  # fmt: skip
 
 
-def _schema(data: Dataset, view: View, x: FloatArray) -> str:
+def _schema(data: Dataset, view: View, x: Features) -> str:
     return schema_digest([*data.features, view.name, f"{view.transform}", f"{list(x.shape[1:])}"])
 
 
