@@ -318,6 +318,8 @@ class Part:
         self._tensors = [t for t in manifest.tensors if t.size]
         self._starts = [t.offset for t in self._tensors]
         self._hashing: dict[str, tuple[blake3.blake3, int]] = {}
+        self._grown: dict[int, int] = {}
+        """Chunk index -> bytes of it that are in place and hashed."""
 
     @property
     def is_resumable(self) -> bool:
@@ -353,14 +355,37 @@ class Part:
             return None
         return self._view[chunk[0][0] : chunk[0][1]]
 
+    def begin(self, index: int) -> Bytes | None:
+        """Return the `slot` of a chunk that is about to be written there, perhaps once more."""
+        if self._grown.pop(index, 0):
+            low, high = self.chunks[index][0]
+            for t in self._tensors:  # what was hashed is going to be overwritten
+                if t.offset < high and low < t.offset + t.size:
+                    self._right.discard(t.name)
+                    self._hashing.pop(t.name, None)
+        return self.slot(index)
+
+    def grew(self, index: int, count: int) -> None:
+        """Hash what is in place of a chunk, its first `count` bytes, if it has a `slot`.
+
+        Raises:
+            WireError: If a tensor that is now whole does not fit its digest.
+        """
+        if self.slot(index) is None:
+            return
+        start = self.chunks[index][0][0]
+        self._hash(start + self._grown.get(index, 0), start + count)
+        self._grown[index] = count
+
     def wrote(self, index: int) -> None:
         """Hash and mark a chunk whose bytes are in place.
 
         Raises:
             WireError: If a tensor that is now whole does not fit its digest.
         """
+        grown = self._grown.pop(index, 0)
         for start, end in self.chunks[index]:
-            self._hash(start, end)
+            self._hash(start + grown, end)
         if self._progress is not None:
             self._progress.mark(index)
         self._waiting.discard(index)

@@ -314,6 +314,54 @@ def test_chunks_may_come_in_any_order(store: NodeStore) -> None:
     store.payload(KEY).verify()
 
 
+@given(st.lists(st.integers(1, CHUNK_BYTES), max_size=6), st.booleans())
+def test_a_chunk_is_hashed_piece_by_piece(
+    tmp_path_factory: pytest.TempPathFactory, counts: list[int], is_right: bool
+) -> None:
+    store = NodeStore(tmp_path_factory.mktemp("node"))
+    part = store.incoming(KEY, LARGE.manifest)
+    slot = part.begin(0)
+    assert slot is not None
+    np.copyto(slot, np.frombuffer(LARGE.arena[: len(slot)], np.uint8))
+    if not is_right:
+        slot[0] ^= 1
+    for count in sorted(set(counts)):
+        part.grew(0, count)
+    part.wrote(0)
+    for index in range(1, len(part.chunks)):
+        slot = part.begin(index)
+        assert slot is not None
+        ((start, end),) = part.chunks[index]
+        np.copyto(slot, np.frombuffer(LARGE.arena[start:end], np.uint8))
+        if is_right or LARGE.manifest.tensors[0].size > end:
+            part.wrote(index)
+        else:
+            with pytest.raises(WireError, match=r"'model\.w' does not fit its digest"):
+                part.wrote(index)
+            break
+    else:
+        part.complete()
+    assert part.is_complete == is_right
+    store.close()
+
+
+def test_a_chunk_that_comes_anew_is_hashed_anew(store: NodeStore) -> None:
+    part = store.incoming(KEY, LARGE.manifest)
+    arena = np.frombuffer(LARGE.arena, np.uint8)
+    for i, ((start, end),) in enumerate(part.chunks):
+        slot = part.begin(i)
+        assert slot is not None
+        np.copyto(slot, arena[start:end])
+        part.grew(i, len(slot))
+        if i == 1:  # the second half of the first tensor: all of it has been hashed
+            slot = part.begin(i)
+            assert slot is not None
+            slot[0] ^= 1
+        part.wrote(i)
+    with pytest.raises(WireError, match=r"'model\.w' does not fit its digest"):
+        part.complete()
+
+
 def test_a_complete_part_waits_for_its_row(store: NodeStore) -> None:
     part = store.incoming(KEY, SMALL.manifest)
     receive(part, SMALL)

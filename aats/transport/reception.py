@@ -157,10 +157,24 @@ class Receiver:
             if former is not None:
                 self._drop(former)  # its sender has dialled anew
             reception.filling[head.index] = connection
-            slot = reception.part.slot(head.index) if reception.cipher is None else None
+            slot = reception.part.begin(head.index) if reception.cipher is None else None
             if slot is not None:
                 return slot
         return self._buffer()[: head.size]
+
+    def grew(self, connection: Connection, head: Head, count: int) -> None:
+        """Hash what has come of a chunk that is received where it belongs."""
+        reception = self._receptions.get(head.token)
+        if (
+            reception is None
+            or reception.cipher is not None
+            or reception.filling.get(head.index) is not connection
+        ):
+            return
+        try:
+            reception.part.grew(head.index, count)
+        except WireError as error:
+            self._spoil(reception, str(error), connection)
 
     @staticmethod
     def _fits(reception: Reception, head: Head) -> bool:
@@ -270,9 +284,9 @@ class Receiver:
             self._spoil(reception, str(error), connection)
             return
         self._let_go(reception)
+        self._on_event(PacketReceived(reception.sender, reception.key, reception.wire_bytes))
         if connection is not None:
             self._reply(connection, FrameKind.DONE, reception.ticket.token)
-        self._on_event(PacketReceived(reception.sender, reception.key, reception.wire_bytes))
 
     def _spoil(
         self, reception: Reception, reason: str, connection: Connection | None = None

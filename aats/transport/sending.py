@@ -237,6 +237,9 @@ class Sender:
             raise WireError(f"bulk reply of {head.size} bytes, allowed are {TEXT_BYTES}")
         return np.empty(head.size, np.uint8)
 
+    def grew(self, connection: Connection, head: Head, count: int) -> None:
+        """Wait for the rest: a reply is short."""
+
     def take(self, connection: Connection, head: Head, data: Bytes) -> None:
         """Take a reply."""
         to = next((n for n, c in self._connections.items() if c is connection), None)
