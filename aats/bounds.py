@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from math import inf
+
+FINITE = sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """`Annotated[float, Between(0, 1)]`: from low to high, both included unless said otherwise."""
+    """`Annotated[float, Between(0, 1)]`: from low to high, both included unless said otherwise.
+
+    Infinity is out of range unless `high` says it.
+    """
 
     low: float
-    high: float = inf
+    high: float = FINITE
     open_low: bool = False
     """The lower end itself is not allowed."""
 
@@ -20,4 +25,4 @@ class Between:
 
     def __str__(self) -> str:
         low = f"{'above' if self.open_low else 'at least'} {self.low:g}"
-        return low if self.high == inf else f"{low} and at most {self.high:g}"
+        return low if self.high >= FINITE else f"{low} and at most {self.high:g}"

@@ -29,6 +29,8 @@ MAX_TEXT = 16 << 10
 FINITE = sys.float_info.max
 COUNT = (0, (1 << 63) - 1)
 """What an int is unless ruled otherwise: fits SQLite, never negative."""
+WHOLE = range(-(1 << 63), 1 << 64)
+"""What an int among free parameters may be: all that MessagePack can say."""
 
 _DESTINATION = re.compile(r"(final)?(dest(ination)?|dst|target(node|host)|next(hop|stop|node))s?")
 """Keys, without '_', '-' and case, that no free dictionary may have: an AI packet has no
@@ -189,7 +191,7 @@ def _json(value: Any, depth: int = 0) -> Any:
         return value
     if type(value) is str:
         return text(value)
-    if type(value) is int and -(1 << 63) <= value < 1 << 64:
+    if type(value) is int and value in WHOLE:
         return value
     if type(value) is float and isfinite(value):
         return value

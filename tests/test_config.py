@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,11 @@ def test_the_digest_depends_on_settings_and_not_on_folders(folder: Path) -> None
         ("topology.generator.nodes=0", "topology.generator", "nodes must be"),
         ("topology.file=x.graphml", "topology", "one of generator, edges, file"),
         ("links.loss=1.5", "links.loss", "at most 1"),
+        ("links.bandwidth_mbps=inf", "links.bandwidth_mbps", "a finite number is wanted"),
+        ("training.timeout_s=inf", "training.timeout_s", "a finite number is wanted"),
+        ("packets.0.after_s=inf", r"packets\[0\].after_s", "a finite number is wanted"),
+        ("node.memory_mb=1e13", "node.memory_mb", "at most 1e+12"),
+        ("packets.0.seed=18446744073709551616", r"packets\[0\].seed", "at most 64 bits"),
         ("live.custody=disk", "live.custody", "'process', 'host'"),
         ("live.insecure=1", "live.insecure", "true or false"),
         ("scenario.seed=1.5", "scenario.seed", "a whole number"),
@@ -144,6 +150,11 @@ def test_a_wrong_setting_is_named_with_its_place(
     with pytest.raises(ScenarioError, match=place) as raised:
         with_(folder, override)
     assert says in str(raised.value)
+
+
+def test_only_what_may_be_unlimited_takes_infinity(folder: Path) -> None:
+    budget = with_(folder, "packets.0.budget={hops=inf,bytes=inf}", "packets.0.deadline_s=inf")
+    assert budget.packets[0].budget.hops == budget.packets[0].deadline_s == math.inf
 
 
 def test_the_last_port_must_exist(folder: Path) -> None:
@@ -243,7 +254,9 @@ def test_a_scenario_without_a_name_has_its_folders(folder: Path) -> None:
     assert with_(folder).name == folder.name
 
 
-LEAVES = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-9, 9) | st.text(max_size=4)
+NUMBERS = st.integers(-9, 9) | st.floats(-9, 9)
+EXTREMES = st.sampled_from([math.inf, -math.inf, math.nan, 1e308, 1 << 63, 1 << 64, -(1 << 64)])
+LEAVES = st.none() | st.booleans() | NUMBERS | EXTREMES | st.text(max_size=4)
 VALUES = st.recursive(
     LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=4), v, max_size=3)
 )

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
+from math import inf, isfinite, isinf
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from aats.bounds import Between
+from aats.codec import WHOLE
 from aats.errors import ScenarioError, nearest
 from aats.ids import NodeId, node_id
 from aats.packet import Architecture, Plugin
@@ -93,7 +95,9 @@ def _table(value: Any, place: str) -> Mapping[str, Any]:
 
 def _in_range(value: Any, allowed: Between, place: str) -> Any:
     if value not in allowed:
-        raise ScenarioError(place, value, f"must be {allowed}")
+        is_finite = allowed.high < inf
+        words = "a finite number is wanted" if is_finite and isinf(value) else f"must be {allowed}"
+        raise ScenarioError(place, value, words)
     return value
 
 
@@ -124,6 +128,8 @@ def _scalar(kind: type, value: Any, place: str) -> Any:
         return float(value)
     if type(value) is not kind or value != value:  # NaN is no number anywhere here
         raise ScenarioError(place, value, f"{_WORDS[kind]} is wanted")
+    if kind is int and value not in WHOLE:
+        raise ScenarioError(place, value, "a whole number of at most 64 bits is wanted")
     return value
 
 
@@ -142,9 +148,26 @@ def _named(kind: Callable[[str, dict[str, Any]], T]) -> Callable[[Any, str], T]:
         table = dict(_table({"name": value} if isinstance(value, str) else value, place))
         if "name" not in table:
             raise ScenarioError(child(place, "name"), None, "the key must be given")
-        return kind(_scalar(str, table.pop("name"), child(place, "name")), table)
+        name = _scalar(str, table.pop("name"), child(place, "name"))
+        return kind(name, {k: _parameter(v, child(place, k)) for k, v in table.items()})
 
     return convert
+
+
+def _parameter(value: Any, place: str) -> Any:
+    """Return a free parameter, which must be one that a packet can carry."""
+    match value:
+        case dict():
+            return {k: _parameter(v, child(place, k)) for k, v in value.items()}
+        case list():
+            return [_parameter(v, f"{place}[{i}]") for i, v in enumerate(value)]
+        case float() if not isfinite(value):
+            raise ScenarioError(place, value, "a finite number is wanted")
+        case int() if value not in WHOLE:
+            raise ScenarioError(place, value, "a whole number of at most 64 bits is wanted")
+        case str() | int() | float():
+            return value
+    raise ScenarioError(place, str(value), "a string, number, boolean, list or table is wanted")
 
 
 def _edge(value: Any, place: str) -> Edge:

@@ -21,6 +21,10 @@ from aats.topology.network import Edge, LinkDefaults, Network
 Share = Annotated[float, Between(0, 1)]
 Positive = Annotated[float, Between(0, open_low=True)]
 NotNegative = Annotated[float, Between(0)]
+Limit = Annotated[float, Between(0, inf, open_low=True)]
+"""Above 0; infinity is none."""
+MEGABYTES = 1e12
+"""More would not fit the 64 bits of a count of bytes."""
 Count = Annotated[int, Between(0)]
 AtLeastOne = Annotated[int, Between(1)]
 
@@ -92,7 +96,7 @@ class NodeConfig:
     samples_per_s: NotNegative = 1000.0
     """Training samples per second of the reference step: the speed of a simulated node, and what
     a live node advertises before it has measured its own. 0: offers no compute."""
-    memory_mb: Positive = 4096.0
+    memory_mb: Annotated[float, Between(0, MEGABYTES, open_low=True)] = 4096.0
     """Advertised memory, megabytes (10^6)."""
     joules_per_sample: NotNegative = 0.05
     """Energy of one training sample. The default is 50 W at 1000 samples per second."""
@@ -109,7 +113,7 @@ class NodeConfig:
     """The compute node trusted to work on this node's data; "" for itself."""
     withdrawn: bool = False
     """It has taken its data back: they are dealt out as ever, and it offers none of them."""
-    max_packet_mb: Positive = 4096.0
+    max_packet_mb: Annotated[float, Between(0, MEGABYTES, open_low=True)] = 4096.0
     """Refuses larger packets."""
     label: str = ""
     """For people: a hospital, a city."""
@@ -172,11 +176,11 @@ class DataConfig:
 class Budget:
     """`budget` of a packet: what it may spend. Unset: as much as needed, hops excepted."""
 
-    hops: Positive = 64.0
+    hops: Limit = 64.0
     """Links travelled. Bounded by default, so that every packet comes home."""
-    seconds: Positive = inf
-    bytes: Positive = inf
-    joules: Positive = inf
+    seconds: Limit = inf
+    bytes: Limit = inf
+    joules: Limit = inf
 
     @property
     def cost(self) -> Cost:
@@ -205,7 +209,7 @@ class PacketConfig:
     """How it works at several nodes at one moment, with its parameters; a packet without one
     visits one after the other."""
     budget: Budget = Budget()
-    deadline_s: Positive = inf
+    deadline_s: Limit = inf
     """Seconds after submission when it goes home whatever it has."""
     after_s: NotNegative = 0.0
     """Seconds after the start of the run when it is submitted."""
@@ -234,7 +238,7 @@ class TrainingConfig:
 
     timeout_s: Positive = 60.0
     """A task that takes longer is stopped and counts as failed."""
-    memory_mb: NotNegative = 0.0
+    memory_mb: Annotated[float, Between(0, MEGABYTES)] = 0.0
     """Address space of the worker, megabytes; 0: no limit."""
 
 
@@ -301,7 +305,7 @@ class FaultConfig:
     link: tuple[NodeId, NodeId] | None = None
     """Of a loss; every link if unset."""
     loss: Share = 1.0
-    for_s: Positive = inf
+    for_s: Limit = inf
     """Seconds until it is over: a crashed node is started again, links work again."""
 
 

@@ -70,7 +70,7 @@ class Link:
 class LinkDefaults:
     """The `[links]` table: figures of the links that state none of their own."""
 
-    bandwidth_mbps: Annotated[float, Between(0, math.inf, open_low=True)] = 100.0
+    bandwidth_mbps: Annotated[float, Between(0, open_low=True)] = 100.0
     """Megabits per second, each direction. The default is a modest hospital uplink."""
     latency_ms: Annotated[float, Between(0, 60_000)] = 5.0
     """One way, milliseconds; with `from_distance` what is added to the time in the fibre."""
