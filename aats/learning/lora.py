@@ -150,7 +150,7 @@ class LoraModel(nn.Module):
 
     def rank(self, contribution: Contribution) -> int:
         """Return the rank of a contribution: the largest of its matrices'."""
-        return max(pair.rank for pair in self._pairs(contribution).values())
+        return max(pair.rank for pair in self.pairs(contribution).values())
 
     def scale(self, contribution: Contribution) -> float:
         """Return the factor on B A of a contribution."""
@@ -158,7 +158,7 @@ class LoraModel(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """Return each target's weight with all contributions added, oldest first."""
-        links = [(self.scale(c), self._pairs(c)) for c in self.contributions if c != self._left_out]
+        links = [(self.scale(c), self.pairs(c)) for c in self.contributions if c != self._left_out]
         if not links:
             return {name: self.base.get_parameter(name) for name in self._shapes}
         out = {}
@@ -192,7 +192,7 @@ class LoraModel(nn.Module):
         added = self._make(contribution, dict.fromkeys(self._shapes, rank))
         rng = np.random.default_rng(seed)
         with torch.no_grad():
-            for pair in self._pairs(contribution).values():
+            for pair in self.pairs(contribution).values():
                 drawn = rng.standard_normal(tuple(pair.a.shape), np.float32)
                 pair.a.copy_(torch.from_numpy(drawn) / math.sqrt(pair.a.shape[1]))
         return added
@@ -216,7 +216,7 @@ class LoraModel(nn.Module):
         """Add a contribution to the base for good: nobody can take it out any more."""
         scale = self.scale(contribution)
         with torch.no_grad():
-            for name, pair in self._pairs(contribution).items():
+            for name, pair in self.pairs(contribution).items():
                 weight = self.base.get_parameter(name)
                 weight.add_((pair.b * scale @ pair.a).reshape(weight.shape).to(weight.dtype))
         self.remove(contribution)
@@ -254,7 +254,8 @@ class LoraModel(nn.Module):
         shape = self._shapes[target]
         return min(MAX_RANK, shape[0], math.prod(shape[1:]))
 
-    def _pairs(self, contribution: Contribution) -> dict[str, Pair]:
+    def pairs(self, contribution: Contribution) -> dict[str, Pair]:
+        """Return the matrices of one contribution by target; see `part` for what it raises."""
         pairs = cast(nn.ModuleDict, self.part(contribution))
         return {name: cast(Pair, pairs[_escaped(name)]) for name in self._shapes}
 

@@ -1,4 +1,7 @@
-"""Models as files: the `.safetensors` of an earlier run, read as a packet's first weights."""
+"""Models as files: an earlier run's `.safetensors`, or what the library `transformers` saved.
+
+They are read as a packet's first weights.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from aats.errors import ModelError
+from aats.learning.adapters import read_pretrained
+from aats.learning.hf import NAME as HF
 from aats.learning.lora import BASE, NAME
 from aats.learning.modules import ModuleBackend
 from aats.packet import Architecture
@@ -26,14 +31,15 @@ def read_model(path: Path, architecture: Architecture) -> Payload:
     A file of the wrapped architecture will do for one that wraps it (`lora`): it is the base.
 
     Args:
-        path: A `.safetensors` file as a run writes it, names as in the module.
+        path: A `.safetensors` file as a run writes it, names as in the module; or for the
+            architecture `hf` a folder (see `aats.learning.adapters.read_pretrained`).
         architecture: What the weights are of.
 
     Raises:
         ModelError: If the file cannot be read or its tensors do not fit the architecture.
     """
     try:
-        found = load_file(path)
+        found = _folder(path, architecture) if path.is_dir() else load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: no file of weights: {error}") from error
     if architecture.name == NAME and not any(name.startswith(BASE) for name in found):
@@ -44,6 +50,15 @@ def read_model(path: Path, architecture: Architecture) -> Payload:
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     return _packed({name: found[name] for name in model.module.state_dict()})
+
+
+def _folder(path: Path, architecture: Architecture) -> dict[str, torch.Tensor]:
+    """Return the tensors of a folder of `transformers` or `peft`."""
+    own = {"name": architecture.name, **architecture.config}
+    base = own.get("base") if architecture.name == NAME else own
+    if not isinstance(base, Mapping) or base.get("name") != HF:
+        raise ModelError(f"{path}: a folder; only the architecture {HF!r} starts from one")
+    return read_pretrained(path, {key: value for key, value in base.items() if key != "name"})
 
 
 def pack_module(module: nn.Module) -> Payload:

@@ -89,7 +89,7 @@ def test_a_chain_of_adapters_teaches_the_same() -> None:
         before = everywhere(chain, x)
         torch.testing.assert_close(before, everywhere(chain.base, x))
         chain.add(Contribution(1, NodeId("n")), 2, 0)
-        torch.nn.init.ones_(chain._pairs(chain.contributions[0])["layers.0.value.weight"].b)
+        torch.nn.init.ones_(chain.pairs(chain.contributions[0])["layers.0.value.weight"].b)
         assert not torch.allclose(everywhere(chain, x), before)
 
 

@@ -92,7 +92,7 @@ def test_it_computes_the_base_with_all_added(name: str) -> None:
         expected = {n: p.clone() for n, p in model.base.named_parameters()}
         for c in model.contributions:
             for target in model.targets:
-                pair = model._pairs(c)[target]
+                pair = model.pairs(c)[target]
                 shape = expected[target].shape
                 expected[target] += model.alpha / 2 * (pair.b @ pair.a).reshape(shape)
         plain = model.base
@@ -177,7 +177,7 @@ def test_a_small_weight_has_a_smaller_rank_and_the_same_scale() -> None:
     model = chain(hops=())
     c = Contribution(0, NodeId("n"))
     model.add(c, 6, 0)
-    assert [model._pairs(c)[t].rank for t in model.targets] == [6, CLASSES]
+    assert [model.pairs(c)[t].rank for t in model.targets] == [6, CLASSES]
     assert model.scale(c) == model.alpha / 6
 
 
