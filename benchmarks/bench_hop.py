@@ -187,10 +187,9 @@ class End:
         self.directory.add(own)
         return own
 
-    async def meet(self, peer: Endpoint) -> None:
-        """Connect to the other end; return when the link is up."""
-        self.directory.add(peer)
-        self.control.connect(peer.node)
+    async def meet(self) -> None:
+        """Connect to the other end, which knows us; return when the link is up."""
+        self.control.connect(self.peer)
         await self.up.wait()
 
     async def close(self) -> None:
@@ -412,7 +411,10 @@ async def _receiver(
         _server, others["grpc"] = grpc_server(buffer)
     channel.send((own, others))
     for end, peer in zip(ends, await _received(channel), strict=True):
-        await end.meet(peer)
+        end.directory.add(peer)
+    channel.send("known")
+    for end in ends:
+        await end.meet()
     channel.send("ready")
     while (command := await _received(channel)) != "stop":
         if command == "forget":
@@ -453,9 +455,12 @@ class Bench:
         """Start our ends and connect everything."""
         self.ends = {kind: End(A, self.root, kind) for kind in KINDS}
         theirs, others = self.channel.recv()
-        self.channel.send([await end.start() for end in self.ends.values()])
         for end, peer in zip(self.ends.values(), theirs, strict=True):
-            await end.meet(peer)
+            end.directory.add(peer)
+        self.channel.send([await end.start() for end in self.ends.values()])
+        assert await _received(self.channel) == "known"
+        for end in self.ends.values():
+            await end.meet()
         assert await _received(self.channel) == "ready"
         if not self.largest_mb:
             return
