@@ -79,6 +79,9 @@ class Measures:
     """Norm to which rows are cut before they are counted; needed with `replay_epsilon`."""
     masked: bool = False
     """Whether only the logits of classes present (at the node or replayed) enter the loss."""
+    calibrated: bool = False
+    """Whether the frequencies of the classes trained on are added to the logits in training, so
+    that the model does not learn them; instead of `masked`."""
     sam: float = 0.0
     """Radius: the gradient is taken this far up the slope (sharpness-aware). 0: off."""
 
@@ -105,6 +108,8 @@ class Measures:
             raise ValueError(
                 f"interpolate is {b!r}, allowed is a number between 0 and 1, or {SEEN!r}"
             )
+        if self.masked and self.calibrated:
+            raise ValueError("masked and calibrated exclude each other: calibrated does both")
         self._check_replay()
         for name, needed in _PART_OF.items():
             if getattr(self, name) != _DEFAULTS[name] and not getattr(self, needed):
@@ -128,7 +133,7 @@ class Measures:
     def __bool__(self) -> bool:
         return bool(
             self.proximal or self.distil or self.ewc or self.ema or self.interpolate
-            or self.replay or self.masked or self.sam
+            or self.replay or self.masked or self.calibrated or self.sam
         )  # fmt: skip
 
     def check(self, architecture: Architecture) -> None:
@@ -162,6 +167,7 @@ class Measures:
         So the teacher of `distil` is the model as it arrived, all else starts from the weights
         that are trained, and `ema` is the last to change what leaves.
         """
+        from aats.learning.measures.calibrated import Calibrated
         from aats.learning.measures.distil import Distil
         from aats.learning.measures.ema import Ema
         from aats.learning.measures.ewc import Ewc
@@ -189,6 +195,8 @@ class Measures:
             ))  # fmt: skip
         if self.masked:
             found.append(Masked())
+        if self.calibrated:
+            found.append(Calibrated())
         if self.sam:
             found.append(Sam(self.sam))
         if self.interpolate:

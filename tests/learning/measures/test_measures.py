@@ -155,6 +155,39 @@ def test_masked_softmax_gives_absent_classes_no_gradient() -> None:
     assert slope[0] != 0
 
 
+def test_calibrated_softmax_adds_the_frequencies_of_the_labels_trained_on() -> None:
+    held = of_classes(0, 1).skills[SKILL]
+    own = np.bincount(held.train_y, minlength=CLASSES) + 0.5
+    net = model()
+    stack = stack_on(net, Measures(calibrated=True), stop_with(data=held))
+    work = Work(stack.stop, Plan({SKILL: 2}, 16), stack)
+    x, y = rows(held.train_x[:16]), torch.from_numpy(held.train_y[:16])
+    added = torch.full((16,), 2)
+    for labels, counts in (
+        (y, own + np.bincount(y, minlength=CLASSES)),
+        (added, own + np.bincount(y, minlength=CLASSES) + 16 * np.eye(CLASSES)[2]),
+    ):
+        shares = torch.from_numpy(np.log(counts / counts.sum())).float()
+        found = work.loss(net, x, labels, SKILL)
+        torch.testing.assert_close(found, cross_entropy(predict(net, x, SKILL) + shares, labels))
+
+
+def test_calibrated_a_model_does_not_learn_which_classes_a_node_has_most_of() -> None:
+    held = blobs(400)
+    kept = (held.train_y == 0) | (np.arange(len(held.train_y)) % 8 == 0)
+    uneven = NodeData.of(replace(held, train_x=held.train_x[kept], train_y=held.train_y[kept]))
+    drift = {}
+    for calibrated in (False, True):
+        packet = walk()
+        for _ in range(6):
+            packet.visit(
+                SequentialMethod(lr=0.01), uneven, NODE, OPEN, Measures(calibrated=calibrated)
+            )
+        drift[calibrated] = weights(packet)[f"{MODEL}3.bias"]
+    assert drift[False].argmax() == 0
+    assert drift[True][0] < 0.5 * drift[False][0]
+
+
 def test_sam_takes_the_gradient_up_the_slope() -> None:
     net, rho = model(), 0.1
     stack = stack_on(net, Measures(sam=rho), stop_with())
@@ -478,7 +511,7 @@ def test_tokens_have_no_gaussian() -> None:
         Measures(ema=2.0, ema_steps=True), Measures(interpolate=0.5),
         Measures(interpolate="seen"), Measures(replay=0.5), Measures(replay=0.5, replay_rank=0),
         Measures(replay=0.5, replay_space="feature"), Measures(masked=True), Measures(sam=0.05),
-        ALL,
+        Measures(calibrated=True), Measures(calibrated=True, replay=0.5), ALL,
     ],
     ids=lambda o: "+".join(o.names()),
 )  # fmt: skip
@@ -548,6 +581,7 @@ class Deaf(Mine):
         (Measures(proximal=0.5), "'proximal' has no effect"),
         (Measures(sam=0.5), "'sam' has no effect"),
         (Measures(masked=True), "'masked' has no effect"),
+        (Measures(calibrated=True), "'calibrated' has no effect"),
     ],
 )
 def test_a_method_that_cannot_take_part_is_told(options: Measures, said: str) -> None:

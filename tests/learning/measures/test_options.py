@@ -68,6 +68,7 @@ def test_what_a_method_has_itself_is_the_methods() -> None:
         ({"replay_clip": 1.0}, "replay_clip has no effect without replay"),
         ({"ema": 1, "average_last": 3}, "the method ships a mean of its own"),
         ({"masked": "no"}, "masked is 'no', allowed is true or false"),
+        ({"masked": True, "calibrated": True}, "masked and calibrated exclude each other"),
         ({"ewc": 1.0, "ewc_rows": 2.5}, "ewc_rows is 2.5, allowed is a whole number"),
         ({"distill": 0.5}, "did you mean 'distil'"),
     ],
