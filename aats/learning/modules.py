@@ -24,6 +24,7 @@ from aats.errors import ModelError
 from aats.learning import weights
 from aats.learning.backend import LogProbabilities
 from aats.learning.models import build, initialise, predict
+from aats.learning.probe import TRIAL_LR, TRIAL_STEPS
 from aats.packet import Architecture
 from aats.payload import MODEL, Array, Payload, TensorSpec
 from aats.roles.data import Batch, Features
@@ -34,9 +35,6 @@ _NAMES = {
     torch.uint8: "u8", torch.bool: "bool",
 }  # fmt: skip
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
-TRIAL_STEPS = 5
-TRIAL_LR = 0.1
-"""Trial steps where the asker names no learning rate (routing of the probe: 5 steps)."""
 FORWARD_ROWS = 4096
 """Rows judged at once; bounds the memory of a forward pass."""
 

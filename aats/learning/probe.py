@@ -29,6 +29,9 @@ DIGITS = 6
 TRUSTED_ROWS = 64
 """Rows of the reference sets that a probe is judged on, the same for all candidates of a hop:
 a comparison needs fewer than an estimate."""
+TRIAL_STEPS = 5
+TRIAL_LR = 0.1
+"""Steps on the minibatch, and their learning rate where the asker names none."""
 
 
 def make_probe_payload(payload: Payload) -> tuple[Manifest, bytes]:

@@ -55,6 +55,12 @@ def train(
     envs: Annotated[int, typer.Option(min=1, help="Packets that learn side by side.")] = 256,
     algorithm: Annotated[Algorithm, typer.Option(help="How it learns.")] = Algorithm.PPO,
     prior: Annotated[bool, typer.Option(help="Start as the heuristic, or as nothing.")] = True,
+    fidelity: Annotated[
+        str,
+        typer.Option(
+            help="How models learn: by formula, by rows (a preset), or torch (a scenario)."
+        ),
+    ] = "formula",
     probes: Annotated[int, typer.Option(min=0, max=32, help="Nodes it may ask at each stop.")] = 3,
     fallback: Annotated[
         str, typer.Option(help="Policy that decides where this one was not trained.")
@@ -85,7 +91,7 @@ def train(
         settings.Algorithm(algorithm.value), steps, envs, seed, Prior() if prior else None,
         probes=probes, fallback=fallback,
     )  # fmt: skip
-    make_env, origin = _world(preset, scenario, probes)
+    make_env, origin = _world(preset, scenario, probes, fidelity)
     with report.shown(steps) as told:
         policy = run(
             config, make_env, out, origin=origin, resume=resume, report=told,
@@ -145,7 +151,9 @@ def _told(missing: ImportError, what: str) -> ImportError | MissingExtraError:
     return MissingExtraError(what, "rl") if is_extra else missing
 
 
-def _world(preset: str, scenario: Path | None, probes: int) -> tuple[EnvFactory, Origin]:
+def _world(
+    preset: str, scenario: Path | None, probes: int, fidelity: str
+) -> tuple[EnvFactory, Origin]:
     """Return what makes the environments, and what the policy's file says of them."""
     import blake3
     from stable_baselines3.common.vec_env import VecEnv
@@ -168,7 +176,12 @@ def _world(preset: str, scenario: Path | None, probes: int) -> tuple[EnvFactory,
 
     def make(num_envs: int, seed: int) -> VecEnv:
         env: VecEnv = KnowledgeVecEnv(
-            num_envs, preset=preset, scenario=scenario, seed=seed, probes=probes
+            num_envs,
+            preset=preset,
+            scenario=scenario,
+            seed=seed,
+            probes=probes,
+            fidelity=fidelity,
         )
         return env
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from aats.errors import ScenarioError
-from aats.learning.dynamics import accuracy
 from aats_envs.batch import Limits, Networks
 from aats_envs.chance import Keys
 from aats_envs.family import Family
-from aats_envs.learner import At, Surrogate
+from aats_envs.learner import At, Certain, Surrogate
 from aats_envs.network import Floats, KnowledgeNetwork
 from aats_envs.pool import Pool
+from aats_envs.row_learner import RowLearner
 from aats_envs.world import between, scaled, world
 
 VISITS = 48
@@ -83,15 +83,25 @@ class Lesson:
         )
 
 
-def lessons(family: Family, pool: Pool, rng: np.random.Generator, count: int) -> tuple[Lesson, ...]:
+def lessons(
+    family: Family, pool: Pool, rng: np.random.Generator, count: int, *, with_rows: bool = False
+) -> tuple[Lesson, ...]:
     """Return networks that have something to teach.
+
+    Args:
+        family: What to draw from.
+        pool: Of a family with the same layouts and tasks.
+        rng: The source of all that is drawn here.
+        count: How many.
+        with_rows: Whether models learn by rows there, and not by formula.
 
     Raises:
         ScenarioError: If the family has hardly any.
     """
     found: list[Lesson] = []
     for _ in range(TRIES):
-        drawn = [world(family, pool, rng) for _ in range(count - len(found))]
+        missing = range(count - len(found))
+        drawn = [world(family, pool, rng, with_rows=with_rows) for _ in missing]
         for network, curve in zip(drawn, reach(drawn, int(rng.integers(2**31))), strict=True):
             if _rise(network, curve).max() >= LEAST_RISE:
                 found.append(Lesson.of(network, curve))
@@ -106,6 +116,8 @@ def lessons(family: Family, pool: Pool, rng: np.random.Generator, count: int) ->
 def reach(networks: Sequence[KnowledgeNetwork], seed: int) -> list[Floats]:
     """Return for each network [V + 1, T] the accuracy of a model led round its good nodes.
 
+    It learns by rows where the networks have some, by formula where not.
+
     Args:
         networks: The networks.
         seed: Of the order of the nodes.
@@ -114,21 +126,20 @@ def reach(networks: Sequence[KnowledgeNetwork], seed: int) -> list[Floats]:
     batch = Networks(len(networks), limits)
     for row, network in enumerate(networks):
         batch.put(row, network)
-    learner = Surrogate(batch)
+    by_rows = networks[0].rows is not None
+    learner: Certain = RowLearner(batch) if by_rows else Surrogate(batch)
     rows = np.arange(len(networks))
     keys: Keys = rows.astype(np.uint64) + np.uint64(seed)
     order = [_order(network, np.random.default_rng([seed, row])) for row, network in
              enumerate(networks)]  # fmt: skip
     models, visits = learner.fresh(rows), np.zeros((len(rows), limits.nodes))
-    classes = batch.classes
-    weights = (np.arange(limits.classes) < np.maximum(1, classes)[..., None]).astype(np.float64)
-    curve = [accuracy(models, weights, batch.dynamics)]
+    curve = [learner.exact(rows, models)]
     for step in range(VISITS):
         nodes = np.array([nodes[step % len(nodes)] for nodes in order])
         at = At(keys, np.full(len(rows), step), np.zeros(len(rows)))
         models = learner.visit(rows, nodes, visits[rows, nodes], models, at)
         visits[rows, nodes] += 1
-        curve.append(accuracy(models, weights, batch.dynamics))
+        curve.append(learner.exact(rows, models))
     return [c[:, : len(n.classes)] for c, n in zip(np.stack(curve, axis=1), networks, strict=True)]
 
 

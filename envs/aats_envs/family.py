@@ -49,6 +49,9 @@ class Task:
     """Rows of one class that the whole network has at most; 0: any number."""
     epochs: Positive = 2.0
     """Passes over a node's rows at a visit."""
+    average_last: Annotated[int, Between(0)] = 0
+    """As of the sequential method, for models that learn by rows: the mean of the weights after
+    the last visits is what counts. Four at most."""
 
 
 @dataclass(frozen=True, slots=True)

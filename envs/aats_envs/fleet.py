@@ -14,12 +14,19 @@ from gymnasium.utils.seeding import np_random
 from pettingzoo import ParallelEnv  # type: ignore[import-untyped]
 
 from aats.errors import ScenarioError
-from aats_envs.batch import Source
 from aats_envs.episodes import KEYS, Episodes, key_of, one
 from aats_envs.network import Bools, Floats, Ints, KnowledgeNetwork
 from aats_envs.render import text
 from aats_envs.simulator import Reward
-from aats_envs.source import MAX_EPISODE_STEPS, OBSERVED, PROBES, simulator_of, source_of
+from aats_envs.source import (
+    FORMULA,
+    MAX_EPISODE_STEPS,
+    OBSERVED,
+    PROBES,
+    TaughtSource,
+    simulator_of,
+    source_of,
+)
 from aats_envs.spaces import action_space, observation_space
 
 Observed = dict[str, npt.NDArray[Any]]
@@ -65,6 +72,7 @@ class KnowledgeFleet(ParallelEnv[str, Observed, np.int64]):  # type: ignore[misc
         pool_size: int | None = None,
         k: int = OBSERVED,
         probes: int = PROBES,
+        fidelity: str = FORMULA,
         reward: Mapping[str, float] | Reward | None = None,
         max_episode_steps: int = MAX_EPISODE_STEPS,
         render_mode: str | None = None,
@@ -73,7 +81,9 @@ class KnowledgeFleet(ParallelEnv[str, Observed, np.int64]):  # type: ignore[misc
             raise ScenarioError("environment: render_mode", render_mode, "the known mode is ansi")
         if packets < 1:
             raise ScenarioError("environment: packets", packets, "at least 1 is wanted")
-        source = source_of(preset=preset, scenario=scenario, family=family, pool_size=pool_size)
+        source = source_of(
+            preset=preset, scenario=scenario, family=family, pool_size=pool_size, fidelity=fidelity
+        )
         self._shared = _Shared(source)
         self._episodes = Episodes(
             simulator_of(
@@ -225,8 +235,8 @@ parallel_env = KnowledgeFleet
 class _Shared:
     """Gives every row the one network drawn last."""
 
-    def __init__(self, source: Source) -> None:
-        self._source, self.limits = source, source.limits
+    def __init__(self, source: TaughtSource) -> None:
+        self._source, self.limits, self.learner = source, source.limits, source.learner
         self.network: KnowledgeNetwork
 
     def renew(self, rng: np.random.Generator) -> None:

@@ -53,6 +53,14 @@ class Learner(Protocol):
         ...
 
 
+class Certain(Learner, Protocol):
+    """A learner that can tell how good a model is, luck apart."""
+
+    def exact(self, rows: Ints, models: Models) -> Floats:
+        """Return [n, T] the accuracy."""
+        ...
+
+
 class At:
     """Where in their episodes the rows are: what random numbers are drawn by.
 
@@ -115,6 +123,11 @@ class Surrogate:
         luck = at.normals(Stream.EPISODE, 2 * t, episode=True)[:, t:]
         return self._measured(rows, models, luck, self._net.test[rows])
 
+    def exact(self, rows: Ints, models: Models) -> Floats:
+        """Return [n, T] the accuracy on all rows there could be."""
+        weights = (np.arange(self._shape[1]) < self._classes(rows)[..., None]).astype(np.float64)
+        return accuracy(models, weights, self._law(rows))
+
     def probe(self, rows: Ints, nodes: Ints, models: Floats, at: At) -> Scores:
         """See `Learner`: the mean over the wanted skills that the node holds."""
         net = self._net
@@ -133,9 +146,7 @@ class Surrogate:
         return Scores(*(np.where(held, score, 0.0).sum(axis=-1) / count for score in found))
 
     def _measured(self, rows: Ints, models: Floats, luck: Floats, n: Floats) -> Floats:
-        classes = self._classes(rows)
-        weights = (np.arange(self._shape[1]) < classes[..., None]).astype(np.float64)
-        true = accuracy(models, weights, self._law(rows))
+        true = self.exact(rows, models)
         spread = np.sqrt(true * (1 - true) / np.maximum(n, 1.0))
         found: Floats = np.clip(true + luck * spread, 0.0, 1.0)
         return found

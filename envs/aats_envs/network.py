@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from aats.learning.dynamics import Dynamics
 from aats.topology.network import Layout
+
+if TYPE_CHECKING:
+    from aats_envs.rows import Deal
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -100,6 +104,8 @@ class KnowledgeNetwork:
     """[T] their names."""
     fit_epochs: float = 2.0
     """Passes of the visits that `dynamics` tells of: those here count `epochs / fit_epochs`."""
+    rows: Deal | None = None
+    """What `clean` and `wrong` count, where models learn by rows."""
 
     @property
     def num_nodes(self) -> int:

@@ -18,7 +18,7 @@ DIGITS = Task(supply=105)
 DEPARTMENTS = Task(
     fits=("departments-oncology", "departments-diabetes"), classes=(2, 2), skills=(2, 2),
     model_bytes=(17e3, 20e3), model_share=0.2, row_bytes=(48, 128),
-    reference=(60, 80), test=(40, 80), rows=(10, 40), supply=100, epochs=3.0,
+    reference=(60, 80), test=(40, 80), rows=(10, 40), supply=100, epochs=3.0, average_last=4,
 )  # fmt: skip
 """Two departments of a hospital in one model that travels with its last four states."""
 REAL = {"digits": DIGITS, "departments": DEPARTMENTS}
@@ -47,7 +47,7 @@ TRAIN = Family(
     shards=0.15,
     shard_classes=(1, 3),
     volume_spread=0.7,
-    bad=(0.0, 0.4),
+    bad=(0.0, 0.45),
     wrong=(0.3, 0.9),
     honest=(0.0, 1.0),
     liars=(0.0, 0.15),

@@ -61,7 +61,9 @@ class KnowledgeVecEnv(VecEnv):
         max_episode_steps: int = MAX_EPISODE_STEPS,
         render_mode: str | None = None,
     ) -> None:
-        source = source_of(preset=preset, scenario=scenario, family=family, pool_size=pool_size)
+        source = source_of(
+            preset=preset, scenario=scenario, family=family, pool_size=pool_size, fidelity=fidelity
+        )
         self._episodes = Episodes(
             simulator_of(
                 num_envs,
@@ -70,7 +72,6 @@ class KnowledgeVecEnv(VecEnv):
                 probes=probes,
                 reward=reward,
                 max_steps=max_episode_steps,
-                fidelity=fidelity,
             )
         )
         self.render_mode = render_mode

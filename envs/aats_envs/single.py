@@ -169,7 +169,7 @@ class KnowledgeNetworkEnv(gym.Env[Observed, np.int64]):
     | pool_size | int | None | layouts (256 if None), or seeds of a scenario (32) |
     | k | int | 32 | rows of the observation, at least 6 |
     | probes | int | 3 | nodes probed before a choice, at most |
-    | fidelity | str | "formula" | how models learn: by law, or "torch": really, for a scenario |
+    | fidelity | str | "formula" | of learning: or "rows" (a family), "torch" (a scenario) |
     | reward | dict | None | fields of `aats_envs.simulator.Reward` that differ |
     | render_mode | str | None | "rgb_array" or "ansi" |
 
@@ -214,7 +214,9 @@ class KnowledgeNetworkEnv(gym.Env[Observed, np.int64]):
         if render_mode not in (None, *RENDER_MODES):
             allowed = f"known modes are {', '.join(RENDER_MODES)}"
             raise ScenarioError("environment: render_mode", render_mode, allowed)
-        source = source_of(preset=preset, scenario=scenario, family=family, pool_size=pool_size)
+        source = source_of(
+            preset=preset, scenario=scenario, family=family, pool_size=pool_size, fidelity=fidelity
+        )
         self._episodes = Episodes(
             simulator_of(
                 1,
@@ -223,7 +225,6 @@ class KnowledgeNetworkEnv(gym.Env[Observed, np.int64]):
                 probes=probes,
                 reward=reward,
                 max_steps=sys.maxsize,
-                fidelity=fidelity,
             )
         )
         self.observation_space = observation_space(k)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from aats_envs.learner import Learner, Surrogate
 from aats_envs.network import KnowledgeNetwork
 from aats_envs.pool import Pool
 from aats_envs.presets import preset as family_of
+from aats_envs.row_learner import RowLearner
 from aats_envs.simulator import Reward, Simulator
 
 DEFAULT = "train"
@@ -31,9 +32,19 @@ MIN_K = 6
 OBSERVED = 32
 """Rows of an observation unless asked for more."""
 PROBES = 3
-FORMULA, TORCH = "formula", "torch"
-"""Fidelities: learning by the calibrated law, or models that are really trained."""
+FORMULA, ROWS, TORCH = "formula", "rows", "torch"
+"""Fidelities: learning by the calibrated law; small models trained on rows dealt to a family's
+networks; a scenario's own models, trained as its nodes do."""
 MAX_EPISODE_STEPS = 256
+
+
+class TaughtSource(Source, Protocol):
+    """A source that says how models learn on its networks."""
+
+    @property
+    def learner(self) -> Callable[[Networks], Learner]:
+        """What makes a learner of them."""
+        ...
 
 
 class FamilySource:
@@ -42,15 +53,18 @@ class FamilySource:
     Args:
         family: The family.
         pool_size: Networks drawn in advance; targets, budgets and outages are drawn afresh.
+        fidelity: `FORMULA` or `ROWS`.
     """
 
-    def __init__(self, family: Family, pool_size: int = NETWORKS) -> None:
+    def __init__(self, family: Family, pool_size: int = NETWORKS, fidelity: str = FORMULA) -> None:
         self._family = family
-        self._lessons = _lessons(family, pool_size)
+        self._lessons = _lessons(family, pool_size, fidelity == ROWS)
+        self.learner: Callable[[Networks], Learner] = RowLearner if fidelity == ROWS else Surrogate
+        """Makes the learner of these networks."""
         self.limits = Limits.of([lesson.network for lesson in self._lessons])
 
     def draw(self, rng: np.random.Generator) -> KnowledgeNetwork:
-        """See `Source`."""
+        """See `aats_envs.batch.Source`."""
         return wish(self._family, self._lessons[rng.integers(len(self._lessons))], rng)
 
 
@@ -60,26 +74,31 @@ class ScenarioSource:
     Args:
         path: The scenario's folder or file.
         pool_size: Seeds, that of the scenario the first.
+        fidelity: `FORMULA` or `TORCH`.
     """
 
-    def __init__(self, path: Path, pool_size: int = VARIANTS) -> None:
+    def __init__(self, path: Path, pool_size: int = VARIANTS, fidelity: str = FORMULA) -> None:
         self._variants = _variants(path.resolve(), pool_size)
+        self.learner: Callable[[Networks], Learner] = (
+            self._in_earnest if fidelity == TORCH else Surrogate
+        )
+        """Makes the learner of these networks."""
         self.limits = Limits.of([network for network, _ in self._variants])
 
     def draw(self, rng: np.random.Generator) -> KnowledgeNetwork:
-        """See `Source`."""
+        """See `aats_envs.batch.Source`."""
         return self._variants[rng.integers(len(self._variants))][0]
 
-    def in_earnest(self, networks: Networks) -> Learner:
-        """Return a learner that really trains the scenario's models."""
+    def _in_earnest(self, networks: Networks) -> Learner:
         from aats_envs.torch_learner import TorchLearners
 
         return TorchLearners(networks, self._variants)
 
 
 @lru_cache(maxsize=8)  # environments made one by one are many, their families few
-def _lessons(family: Family, size: int) -> tuple[Lesson, ...]:
-    return lessons(family, Pool(family, size), np.random.default_rng(family.seed), size)
+def _lessons(family: Family, size: int, with_rows: bool) -> tuple[Lesson, ...]:
+    rng = np.random.default_rng(family.seed)
+    return lessons(family, Pool(family, size), rng, size, with_rows=with_rows)
 
 
 @lru_cache(maxsize=8)
@@ -96,7 +115,8 @@ def source_of(
     scenario: str | Path | None = None,
     family: Mapping[str, Any] | None = None,
     pool_size: int | None = None,
-) -> Source:
+    fidelity: str = FORMULA,
+) -> TaughtSource:
     """Return the source that an environment's arguments name; "train" if none is named.
 
     Args:
@@ -104,6 +124,7 @@ def source_of(
         scenario: Folder or file of a scenario.
         family: A family's values.
         pool_size: Networks of a family, or seeds of a scenario.
+        fidelity: How models learn.
 
     Raises:
         ScenarioError: If more than one is named, or what is named is not right.
@@ -114,21 +135,26 @@ def source_of(
         raise ScenarioError("environment", " and ".join(named), "only one of them may be given")
     if pool_size is not None and pool_size < 1:
         raise ScenarioError("environment: pool_size", pool_size, "at least 1 is wanted")
+    allowed = {FORMULA, TORCH if scenario else ROWS}
+    if fidelity not in allowed:
+        kind = "a scenario" if scenario else "a family"
+        raise ScenarioError(
+            "environment: fidelity", fidelity, f"of {kind}: {' or '.join(sorted(allowed))}"
+        )
     if scenario:
-        return ScenarioSource(Path(scenario), pool_size or VARIANTS)
+        return ScenarioSource(Path(scenario), pool_size or VARIANTS, fidelity)
     drawn = Family.from_dict(dict(family)) if family else family_of(preset or DEFAULT)
-    return FamilySource(drawn, pool_size or NETWORKS)
+    return FamilySource(drawn, pool_size or NETWORKS, fidelity)
 
 
 def simulator_of(
     size: int,
-    source: Source,
+    source: TaughtSource,
     *,
     k: int,
     probes: int,
     reward: Mapping[str, float] | Reward | None,
     max_steps: int,
-    fidelity: str = FORMULA,
 ) -> Simulator:
     """Return a simulator of so many rows for an environment's arguments.
 
@@ -141,14 +167,7 @@ def simulator_of(
             raise ScenarioError(f"environment: {name}", value, f"at least {low} is wanted")
     if not isinstance(reward, Reward):
         reward = read(Reward, dict(reward or {}), "reward")
-    if fidelity not in (FORMULA, TORCH):
-        raise ScenarioError("environment: fidelity", fidelity, f"{FORMULA} or {TORCH} is wanted")
-    learner: Callable[[Networks], Learner] = Surrogate
-    if fidelity == TORCH:
-        if not isinstance(source, ScenarioSource):
-            allowed = "wants a scenario: a family's networks have no rows to train on"
-            raise ScenarioError("environment: fidelity", fidelity, allowed)
-        learner = source.in_earnest
     return Simulator(
-        source, size, k=k, probes=probes, reward=reward, max_steps=max_steps, learner=learner
-    )
+        source, size, k=k, probes=probes, reward=reward, max_steps=max_steps,
+        learner=source.learner,
+    )  # fmt: skip

@@ -65,7 +65,9 @@ class KnowledgeNetworkVectorEnv(VectorEnv[Observed, npt.NDArray[np.int64], npt.N
         if render_mode not in (None, *RENDER_MODES):
             allowed = f"known modes are {', '.join(RENDER_MODES)}"
             raise ScenarioError("environment: render_mode", render_mode, allowed)
-        source = source_of(preset=preset, scenario=scenario, family=family, pool_size=pool_size)
+        source = source_of(
+            preset=preset, scenario=scenario, family=family, pool_size=pool_size, fidelity=fidelity
+        )
         self._episodes = Episodes(
             simulator_of(
                 num_envs,
@@ -74,7 +76,6 @@ class KnowledgeNetworkVectorEnv(VectorEnv[Observed, npt.NDArray[np.int64], npt.N
                 probes=probes,
                 reward=reward,
                 max_steps=max_episode_steps,
-                fidelity=fidelity,
             )
         )
         self.num_envs, self.render_mode = num_envs, render_mode

@@ -7,6 +7,7 @@ same arrays bit for bit.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -19,6 +20,7 @@ from aats.node.desk import CoreConfig
 from aats_envs.family import Family, Range, Shares
 from aats_envs.network import KnowledgeNetwork
 from aats_envs.pool import CONSTANTS, Ground, Pool
+from aats_envs.rows import deal
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -48,13 +50,16 @@ LEAST, MOST = np.array([BOUNDS[name] for name in CONSTANTS]).T
 CEILING, START, NOVELTY, HARM = map(CONSTANTS.index, ("ceiling", "start", "novelty", "harm"))
 
 
-def world(family: Family, pool: Pool, rng: np.random.Generator) -> KnowledgeNetwork:
+def world(
+    family: Family, pool: Pool, rng: np.random.Generator, *, with_rows: bool = False
+) -> KnowledgeNetwork:
     """Return a network of the family, with targets of 0, no budget and no outages.
 
     Args:
         family: What to draw from.
         pool: Of a family with the same layouts and tasks.
         rng: The source of all that is drawn here.
+        with_rows: Whether rows are dealt, for models that learn by them.
     """
     ground = pool.grounds[rng.integers(len(pool.grounds))]
     n, task = len(ground.position), ground.task
@@ -72,7 +77,7 @@ def world(family: Family, pool: Pool, rng: np.random.Generator) -> KnowledgeNetw
     error = family.speed_error
     shown_speed = speed * np.exp(error * rng.standard_normal(n)) if error else speed
     t = ground.skills
-    return KnowledgeNetwork(
+    network = KnowledgeNetwork(
         name=ground.name,
         position=ground.position,
         neighbours=ground.neighbours,
@@ -109,6 +114,9 @@ def world(family: Family, pool: Pool, rng: np.random.Generator) -> KnowledgeNetw
         skills=SKILLS[:t],
         fit_epochs=ground.fit_epochs,
     )
+    if not with_rows:
+        return network
+    return replace(network, rows=deal(network, task.average_last, rng))
 
 
 class _Roles(NamedTuple):

@@ -27,8 +27,7 @@ def test_models_are_really_trained_in_every_row_and_alike_in_a_single_environmen
     assert info["accuracy"][0] > 0.7  # three visits teach a real model to tell most tumours
 
 
-def test_only_a_scenario_has_rows_to_train_on() -> None:
-    with pytest.raises(ScenarioError, match="wants a scenario"):
-        KnowledgeNetworkEnv(preset="small", pool_size=2, fidelity="torch")
-    with pytest.raises(ScenarioError, match="formula or torch"):
-        KnowledgeNetworkEnv(scenario=RING, pool_size=1, fidelity="real")
+def test_a_scenario_has_models_of_its_own() -> None:
+    for fidelity in ("rows", "real"):
+        with pytest.raises(ScenarioError, match="of a scenario: formula or torch"):
+            KnowledgeNetworkEnv(scenario=RING, pool_size=1, fidelity=fidelity)
