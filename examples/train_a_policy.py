@@ -3,8 +3,8 @@
     python examples/train_a_policy.py                   # a ring of eight nodes, a few minutes
     python examples/train_a_policy.py my/scenario.toml 500000
 
-It learns in the environment of that scenario, where learning goes by formula, and is compared in
-the simulated world, where models are really trained. Needs: pip install 'aats-network[rl]'.
+It learns in the environment of that scenario, where small models learn by the nodes' rows, and is
+compared in the simulated world, where the scenario's own are trained. Needs: pip install 'aats-network[rl]'.
 """
 
 from __future__ import annotations

@@ -58,9 +58,9 @@ def train(
     fidelity: Annotated[
         str,
         typer.Option(
-            help="How models learn: by formula, by rows (a preset), or torch (a scenario)."
+            help="How models learn: small ones by rows, by formula, or a scenario's own by torch."
         ),
-    ] = "formula",
+    ] = "rows",
     probes: Annotated[int, typer.Option(min=0, max=32, help="Nodes it may ask at each stop.")] = 3,
     fallback: Annotated[
         str, typer.Option(help="Policy that decides where this one was not trained.")

@@ -20,7 +20,7 @@ from aats_envs.chance import Stream, uniforms
 from aats_envs.learner import PROBE_ROWS, At, Models
 from aats_envs.network import Floats, Ints
 from aats_envs.perceptrons import NEVER, TINY, Array, Perceptrons, Rows
-from aats_envs.rows import MOST_TEST, MOST_TRUSTED, Deal, library
+from aats_envs.rows import MOST_TEST, MOST_TRUSTED, Deal, Table
 
 BATCH, RATE, CLIP = 8, 0.1, 1.0
 """Of the sequential method in the scenarios that networks are made into (`to_scenario`)."""
@@ -39,7 +39,6 @@ class RowLearner:
 
     def __init__(self, networks: Networks) -> None:
         self._net = networks
-        self._table, _ = library()
         limits = networks.limits
         self._kinds = [Perceptrons(t, limits.classes) for t in range(1, limits.skills + 1)]
         self._size = max(kind.size for kind in self._kinds)
@@ -98,7 +97,7 @@ class RowLearner:
         steps = passes[order, None] * batches
         total = steps.sum(axis=1)
         picked, label = self._rows_of(kind, rows, nodes, int(held.max(initial=1)))
-        unused, flat = self._unused(kind, rows), flat[order]
+        table, unused, flat = self._table, self._unused(kind, rows), flat[order]
         start, stride, first = _walk(held, at.of(order))
         done, lane = np.zeros_like(held), np.arange(BATCH)
         for step in range(int(total.max(initial=0))):
@@ -115,7 +114,7 @@ class RowLearner:
             place = (start[i, s][:, None] + place * stride[i, s][:, None]) % count[:, None]
             at_row = i[:, None], s[:, None], place
             _, slope = kind.gradient(flat[:n], Rows(
-                s, self._table[picked[at_row]], label[at_row], weight.astype(np.float32),
+                s, table[picked[at_row]], label[at_row], weight.astype(np.float32),
                 unused[i, s],
             ))  # fmt: skip
             rate = RATE * np.minimum(1.0, CLIP / np.maximum(_norm(slope), TINY))
@@ -203,6 +202,11 @@ class RowLearner:
         """Return [n, T, 1, C]."""
         counts = self._net.classes[rows, : kind.skills, None, None]
         return np.where(np.arange(kind.classes) < counts, np.float32(0), NEVER)
+
+    @property
+    def _table(self) -> Table:
+        """Of all networks: a source has one."""
+        return next(n.rows.table for n in self._net.drawn if n is not None and n.rows is not None)
 
     def _deal(self, row: int) -> Deal:
         network = self._net.drawn[row]

@@ -49,8 +49,10 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Deal:
-    """Who holds which rows of `table`, by number, of a network's N nodes and T skills."""
+    """Who holds which rows of a table, by number, of a network's N nodes and T skills."""
 
+    table: Table
+    """[R, WIDTH] the same of all networks of a source."""
     at: Ints
     """[R] rows of the table, by node, then by skill, else in random order."""
     label: Ints
@@ -109,6 +111,7 @@ def deal(network: KnowledgeNetwork, average_last: int, rng: np.random.Generator)
     order = order[np.argsort(cell[order], kind="stable")]
     held = np.bincount(cell, minlength=n * t)
     return Deal(
+        table=library()[0],
         at=np.concatenate([d.at for d in dealt])[order],
         label=np.concatenate([d.label for d in dealt])[order],
         first=(np.cumsum(held) - held).reshape(n, t),

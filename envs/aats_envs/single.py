@@ -169,7 +169,7 @@ class KnowledgeNetworkEnv(gym.Env[Observed, np.int64]):
     | pool_size | int | None | layouts (256 if None), or seeds of a scenario (32) |
     | k | int | 32 | rows of the observation, at least 6 |
     | probes | int | 3 | nodes probed before a choice, at most |
-    | fidelity | str | "formula" | of learning: or "rows" (a family), "torch" (a scenario) |
+    | fidelity | str | "formula" | of learning: or "rows"; of a scenario, "torch" |
     | reward | dict | None | fields of `aats_envs.simulator.Reward` that differ |
     | render_mode | str | None | "rgb_array" or "ansi" |
 

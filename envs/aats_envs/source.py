@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from aats_envs.network import KnowledgeNetwork
 from aats_envs.pool import Pool
 from aats_envs.presets import preset as family_of
 from aats_envs.row_learner import RowLearner
+from aats_envs.scenario_rows import own_rows
 from aats_envs.simulator import Reward, Simulator
 
 DEFAULT = "train"
@@ -33,8 +35,8 @@ OBSERVED = 32
 """Rows of an observation unless asked for more."""
 PROBES = 3
 FORMULA, ROWS, TORCH = "formula", "rows", "torch"
-"""Fidelities: learning by the calibrated law; small models trained on rows dealt to a family's
-networks; a scenario's own models, trained as its nodes do."""
+"""Fidelities: learning by the calibrated law; small models that are trained on rows, many at once;
+a scenario's own models, trained as its nodes do."""
 MAX_EPISODE_STEPS = 256
 
 
@@ -74,15 +76,22 @@ class ScenarioSource:
     Args:
         path: The scenario's folder or file.
         pool_size: Seeds, that of the scenario the first.
-        fidelity: `FORMULA` or `TORCH`.
+        fidelity: How models learn.
     """
 
     def __init__(self, path: Path, pool_size: int = VARIANTS, fidelity: str = FORMULA) -> None:
         self._variants = _variants(path.resolve(), pool_size)
-        self.learner: Callable[[Networks], Learner] = (
-            self._in_earnest if fidelity == TORCH else Surrogate
-        )
+        learners: dict[str, Callable[[Networks], Learner]] = {
+            FORMULA: Surrogate, ROWS: RowLearner, TORCH: self._in_earnest
+        }  # fmt: skip
+        self.learner = learners[fidelity]
         """Makes the learner of these networks."""
+        if fidelity == ROWS:
+            deals = own_rows(self._variants)
+            self._variants = tuple(
+                (replace(network, rows=deal), task)
+                for (network, task), deal in zip(self._variants, deals, strict=True)
+            )
         self.limits = Limits.of([network for network, _ in self._variants])
 
     def draw(self, rng: np.random.Generator) -> KnowledgeNetwork:
@@ -135,12 +144,10 @@ def source_of(
         raise ScenarioError("environment", " and ".join(named), "only one of them may be given")
     if pool_size is not None and pool_size < 1:
         raise ScenarioError("environment: pool_size", pool_size, "at least 1 is wanted")
-    allowed = {FORMULA, TORCH if scenario else ROWS}
-    if fidelity not in allowed:
+    known = (FORMULA, ROWS, TORCH) if scenario else (FORMULA, ROWS)
+    if fidelity not in known:
         kind = "a scenario" if scenario else "a family"
-        raise ScenarioError(
-            "environment: fidelity", fidelity, f"of {kind}: {' or '.join(sorted(allowed))}"
-        )
+        raise ScenarioError("environment: fidelity", fidelity, f"of {kind}: {', '.join(known)}")
     if scenario:
         return ScenarioSource(Path(scenario), pool_size or VARIANTS, fidelity)
     drawn = Family.from_dict(dict(family)) if family else family_of(preset or DEFAULT)

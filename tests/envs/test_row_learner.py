@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,10 @@ from aats_envs.row_learner import RowLearner
 from aats_envs.rows import deal
 from aats_envs.sb3 import KnowledgeVecEnv
 from aats_envs.single import KnowledgeNetworkEnv
+from aats_envs.source import ScenarioSource
 from aats_envs.vector import KnowledgeNetworkVectorEnv
+
+RING = Path(__file__).parents[2] / "examples" / "ring"
 
 
 def networks(number: int, preset: str = "train", average_last: int = 0) -> list[KnowledgeNetwork]:
@@ -149,5 +153,38 @@ def test_all_views_of_the_environment_take_rows() -> None:
 
 
 def test_a_family_has_no_models_of_its_own() -> None:
-    with pytest.raises(ScenarioError, match="formula or rows"):
+    with pytest.raises(ScenarioError, match="of a family: formula, rows"):
         KnowledgeNetworkEnv(preset="small", pool_size=2, fidelity="torch")
+
+
+def test_a_scenario_s_small_models_learn_by_its_own_rows() -> None:
+    """What nodes, packets and MPVUs hold there, in place of rows dealt by counts."""
+    source = ScenarioSource(RING, 2, "rows")
+    for network, task in source._variants:
+        rows = network.rows
+        assert rows is not None
+        for node, name in enumerate(task.names):
+            for t, skill in enumerate(network.skills):
+                if not network.has_data[node]:
+                    continue
+                data = task.plan.nodes[name].data.skills[skill]
+                part = slice(rows.first[node, t], rows.first[node, t] + rows.held[node, t])
+                mine = rows.table[rows.at[part], : data.train_x.shape[1]]
+                assert sorted(map(bytes, mine)) == sorted(map(bytes, data.train_x))
+                assert sorted(rows.label[part]) == sorted(data.train_y)
+        (x, y), *_ = rows.trusted
+        wanted = task.plan.reference[network.skills[0]]
+        assert np.array_equal(rows.table[x][:, : wanted[0].shape[1]], wanted[0])
+        assert np.array_equal(y, wanted[1])
+    env = KnowledgeVecEnv(4, scenario=RING, pool_size=2, fidelity="rows", seed=0)
+    seen = env.reset()
+    before = env._episodes.told()["accuracy"]
+    for _ in range(4):
+        seen, *_ = env.step(seen["mask"].argmax(axis=1))
+    assert (env._episodes.told()["accuracy"] - before).max() > 0.2
+
+
+def test_rows_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aats_envs.scenario_rows.WIDTH", 30)
+    with pytest.raises(ScenarioError, match=r"fidelity rows.*30.*at most 29 numbers"):
+        ScenarioSource(RING, 1, "rows")
