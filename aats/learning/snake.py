@@ -71,9 +71,9 @@ class SnakeMethod:
     blocks: Named = ()
     """The model's blocks by name, where its own will not do (`aats.learning.blocks`)."""
     distil: str = "auto"
-    """Whether the received model is a second teacher: "always", "never", or "auto": where the
-    data differ from the previous node's by more than `tau`. A node that keeps its labels' counts
-    to itself is compared with none, so there "auto" is "never"."""
+    """Whether the received model is a second teacher: "always" (once it is trained), "never", or
+    "auto": where the data differ from the previous node's by more than `tau`. A node that keeps
+    its labels' counts to itself is compared with none, so there "auto" is "never"."""
     tau: float = 0.05
     """Jensen-Shannon divergence in bits, 0-1, of labels or of features, whichever is larger. Nodes
     dealt 500 rows of ten classes evenly are 0.003-0.02 apart, by Dirichlet(2) 0.05-0.26."""
@@ -139,7 +139,8 @@ class SnakeMethod:
         if len(blocks) < 3:
             raise ModelError(f"snake needs a first, a middle and a last block, not {len(blocks)}")
         place = Place.of(stop.trained, len(blocks) - 2)
-        if _CYCLE not in stop.trained:
+        is_fresh = _CYCLE not in stop.trained
+        if is_fresh:
             skill, data = next(iter(stop.data.items()))
             self._is_repaired(model, data.train_x, skill, stop.seed)
         met = Met.of(stop)
@@ -147,9 +148,8 @@ class SnakeMethod:
         edges = {n.removeprefix(_STATE): a for n, a in stop.state.items() if n.startswith(_STATE)}
         ours = statistics(stop.data, edges) if stop.show_labels else {}
         apart = divergence(ours, edges)
-        teaches = self.distil == "always" or (
-            self.distil == "auto" and apart is not None and apart > self.tau
-        )
+        differ = apart is not None and apart > self.tau
+        teaches = not is_fresh and (self.distil == "always" or (self.distil == "auto" and differ))
         trained = (blocks[0], blocks[1 + chosen], blocks[-1])
         part = Partial(model, trained, blocks, frozen_bits=self.frozen_bits, mixed=self.mixed)
         with part:

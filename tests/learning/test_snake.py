@@ -306,6 +306,13 @@ def test_the_received_model_teaches_where_the_data_differ_from_the_last_nodes() 
     assert packet.header.trained["snake.divergence"] == pytest.approx(1.0, abs=1e-6)
 
 
+def test_untrained_weights_teach_nothing() -> None:
+    packet = walk()
+    for taught in (0.0, 1.0):
+        packet.visit(SnakeMethod(distil="always"), DATA)
+        assert packet.header.trained["snake.taught"] == taught
+
+
 def test_a_node_that_keeps_its_labels_says_nothing_and_is_compared_with_none() -> None:
     packet, method = walk(), SnakeMethod()
     packet.visit(method, DATA)
