@@ -3,10 +3,11 @@
 A VGG-11 of an eighth of the width (154 074 weights, GroupNorm) learns Fashion-MNIST, 28 x 28
 pixels padded to 32, dealt to nine nodes by Dirichlet(2). Everything travels as packets through
 the simulated world; accuracies are on rows that no node holds, "final" is the mean of the last
-three cycles. Bytes are what the packet's own account says, ledger and all; tensors alone are
-counted besides.
+three cycles, "rise" how much that is above the mean of the three before. Bytes are what the
+packet's own account says, ledger and all; tensors alone are counted besides.
 
     python benchmarks/snake.py                  # 500 rows a node, 12 cycles, 3 seeds (orders: 5)
+    python benchmarks/snake.py --half           # the same at 14 x 14 pixels, a third of the time
     python benchmarks/snake.py --digits         # handwritten digits, a smaller VGG
     python benchmarks/snake.py --quick          # the same, 6 cycles, 1 seed
 
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import common
@@ -35,6 +37,7 @@ from aats.compose import Plan, build_world, compose, measure_on
 from aats.config.load import build
 from aats.ids import NodeId
 from aats.learning.blocks import blocks_of, size_of
+from aats.learning.datasets import load_dataset
 from aats.learning.memory import training_bytes, training_memory
 from aats.learning.method import Stop
 from aats.learning.models import build as build_model
@@ -52,6 +55,7 @@ NODES = 9
 SKILL = "task"
 FASHION = Path(__file__).resolve().parents[2] / "shared" / "data" / "fashion-mnist"
 FILE = "fashion_mnist_15k.npz"
+HALF = "fashion_mnist_half.npz"
 TEST_ROWS = 1000
 REFERENCE = 200
 """Rows that travel along: without an estimate of its own a packet asks for verdicts."""
@@ -75,17 +79,27 @@ class Data:
     batch_size: int = 32
 
 
-def data_of(digits: bool, rows: int) -> Data:
+def data_of(digits: bool, rows: int, half: str = "") -> Data:
     """Return Fashion-MNIST where the file is, handwritten digits otherwise.
 
     Of the digits a node has some 140 rows: in batches of 16, that there are steps enough.
+
+    Args:
+        digits: Whether to take them in any case.
+        rows: Of each node, of Fashion-MNIST.
+        half: Folder to write the images to at half their side; "" leaves them as they are.
     """
     root = os.environ.get("AATS_DATA") or (str(FASHION) if (FASHION / FILE).exists() else "")
     if digits or not root:
         model = {"name": "vgg", "side": 8, "width": 4, "classes": 10}
         return Data({"name": "digits"}, "", model, 0, batch_size=16)
     model = {"name": "vgg", "side": 28, "width": 8, "classes": 10}
-    return Data({"name": "fashion-mnist"}, root, model, rows)
+    if not half:
+        return Data({"name": "fashion-mnist"}, root, model, rows)
+    whole = load_dataset("fashion-mnist", root=root)
+    means = whole.x.reshape(-1, 1, 14, 2, 14, 2).mean((3, 5))
+    np.savez(Path(half) / HALF, x=means, y=whole.y)
+    return Data({"name": "file", "file": HALF}, half, {**model, "side": 14}, rows)
 
 
 # --- one journey --------------------------------------------------------------------------------
@@ -112,6 +126,16 @@ class Journey:
     def final(self) -> float:
         """The mean accuracy of the last cycles."""
         return mean(self.accuracy[-LAST:])
+
+    @property
+    def rise(self) -> float:
+        """How far that is above the mean of as many cycles before."""
+        return self.final - mean(self.accuracy[-2 * LAST : -LAST])
+
+    def within(self, size: float) -> float:
+        """Return the mean accuracy of the last cycles that so many bytes were enough for."""
+        got = [a for a, b in zip(self.accuracy, self.wire_bytes, strict=True) if b <= size]
+        return mean(got[-LAST:]) if got else 0.0
 
     def bytes_to(self, accuracy: float) -> float:
         """Return the bytes at the first cycle end that is so good, infinity if none is."""
@@ -242,24 +266,43 @@ class Way:
     alpha: float = 2.0
     seeds: int = 3
     rendezvous: Mapping[str, Any] | None = None
+    against: str = "fedavg"
+    """The way whose accuracy this one's is divided by."""
 
 
 def ways(seeds: int, order_seeds: int, skew: float) -> list[Way]:
     """Return what is compared."""
-    fedavg = {"name": "fedavg", "within_s": 1e6, "quorum": 1.0}
-    deep, any_order = {"order": "deep-to-shallow"}, {"order": "random"}
-    steady = {**FULL, "decay": 1.0}
+    steady, fair = {**FULL, "decay": 1.0}, {"calibrated": True}
+    never = {"distil": "never"}
+
+    def ring(name: str, method: Mapping[str, Any], **how: Any) -> Way:
+        return Way(name, "ring", method, **{"seeds": seeds, **how})
+
+    def star(name: str, method: Mapping[str, Any], **how: Any) -> Way:
+        merges = {"name": "fedavg", "within_s": 1e6, "quorum": 1.0}
+        return Way(name, "star", method, seeds=seeds, rendezvous=merges, against=name, **how)
+
+    bent = f"skew {skew}: "
+    plain = {"alpha": skew, "against": f"{bent}fedavg"}
+    even = {"alpha": skew, "against": f"{bent}fedavg, calibrated"}
     return [
-        Way("snake", "ring", SNAKE, seeds=order_seeds),
-        Way("fedavg", "star", steady, seeds=seeds, rendezvous=fedavg),
-        Way("sequential", "ring", FULL, seeds=seeds),
-        Way("snake, deep to shallow", "ring", {**SNAKE, **deep}, seeds=order_seeds),
-        Way("snake, random order", "ring", {**SNAKE, **any_order}, seeds=order_seeds),
-        Way("snake, frozen in 8 bits", "ring", {**SNAKE, "frozen_bits": 8}, seeds=seeds),
-        Way("snake, no distillation", "ring", {**SNAKE, "distil": "never"}, seeds=seeds),
-        Way(f"skew {skew}: snake", "ring", SNAKE, skew, seeds),
-        Way(f"skew {skew}: no distillation", "ring", {**SNAKE, "distil": "never"}, skew, seeds),
-        Way(f"skew {skew}: fedavg", "star", steady, skew, seeds, fedavg),
+        ring("snake", SNAKE, seeds=order_seeds),
+        star("fedavg", steady),
+        ring("sequential", FULL),
+        ring("snake, deep to shallow", {**SNAKE, "order": "deep-to-shallow"}, seeds=order_seeds),
+        ring("snake, random order", {**SNAKE, "order": "random"}, seeds=order_seeds),
+        ring("snake, no distillation", {**SNAKE, **never}),
+        ring("snake, frozen in 8 bits", {**SNAKE, "frozen_bits": 8}),
+        star("fedavg, calibrated", {**steady, **fair}),
+        ring("snake, calibrated", {**SNAKE, **fair}, against="fedavg, calibrated"),
+        star(f"{bent}fedavg", steady, alpha=skew),
+        ring(f"{bent}snake", SNAKE, **plain),
+        ring(f"{bent}sequential", FULL, **plain),
+        ring(f"{bent}snake, no distillation", {**SNAKE, **never}, **plain),
+        star(f"{bent}fedavg, calibrated", {**steady, **fair}, alpha=skew),
+        ring(f"{bent}snake, calibrated", {**SNAKE, **fair}, **even),
+        ring(f"{bent}snake, calibrated, no distillation", {**SNAKE, **fair, **never}, **even),
+        ring(f"{bent}snake, replay", {**SNAKE, "replay": 0.5}, **even),
     ]
 
 
@@ -275,19 +318,19 @@ def all_ways(
     """Measure every way on its seeds, several at a time; print each as it comes out."""
     jobs = [(way, 1 + i) for i in range(max(w.seeds for w in chosen)) for way in chosen
             if i < way.seeds]  # fmt: skip
-    found: dict[str, list[Journey]] = {way.name: [] for way in chosen}
+    found: dict[str, dict[int, Journey]] = {way.name: {} for way in chosen}
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         waiting = {pool.submit(one, data, way, seed, cycles): (way, seed) for way, seed in jobs}
         for done, future in enumerate(as_completed(waiting), start=1):
             (way, seed), journey = waiting[future], future.result()
-            found[way.name].append(journey)
+            found[way.name][seed] = journey
             print(
                 f"{done}/{len(jobs)}  {way.name}, seed {seed}: final {journey.final:.3f}, "
                 f"{journey.wire_bytes[-1] / 1e6:.2f} MB, {journey.cpu_s:.0f} CPU s "
                 f"({' '.join(f'{a:.2f}' for a in journey.accuracy)})",
                 flush=True,
             )
-    return found
+    return {name: [by_seed[seed] for seed in sorted(by_seed)] for name, by_seed in found.items()}
 
 
 # --- bytes and memory ---------------------------------------------------------------------------
@@ -380,15 +423,23 @@ def memory_of(model: Mapping[str, Any]) -> list[dict[str, Any]]:
 # --- the whole ----------------------------------------------------------------------------------
 
 
-def summary(found: Mapping[str, list[Journey]], marks: Sequence[float]) -> Iterator[dict[str, Any]]:
+def summary(
+    chosen: Sequence[Way], found: Mapping[str, list[Journey]], marks: Sequence[float]
+) -> Iterator[dict[str, Any]]:
     """Yield a row a way: means over its seeds."""
-    for name, journeys in found.items():
+    for way in chosen:
+        journeys, rivals = found[way.name], found[way.against]
+        pairs = [*zip(journeys, rivals, strict=False)]
         finals = [j.final for j in journeys]
         row: dict[str, Any] = {
-            "way": name,
+            "way": way.name,
             "seeds": len(finals),
             "final": mean(finals),
             "sd": stdev(finals) if len(finals) > 1 else 0.0,
+            "rise": mean(j.rise for j in journeys),
+            "of FedAvg": mean(j.final for j, _ in pairs) / mean(r.final for _, r in pairs),
+            "at equal bytes": mean(j.final for j, _ in pairs)
+            / mean(r.within(j.wire_bytes[-1]) for j, r in pairs),
             "MB in all": mean(j.wire_bytes[-1] for j in journeys) / 1e6,
             "MB tensors a cycle": mean(j.tensor_bytes[-1] for j in journeys) / 1e6,
         }
@@ -406,6 +457,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="digits, 6 cycles, 1 seed")
     parser.add_argument("--digits", action="store_true", help="handwritten digits, small VGG")
+    parser.add_argument("--half", action="store_true", help="images at half their side")
     parser.add_argument("--rows", type=int, default=500, help="of each node (500)")
     parser.add_argument("--cycles", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
@@ -422,19 +474,25 @@ def main() -> int:
     if args.quick:
         args.cycles, args.seeds, args.order_seeds = 6, 1, 1
     is_small = args.quick or args.digits
-    data = data_of(is_small, args.rows)
+    with TemporaryDirectory() as folder:
+        return compare(args, data_of(is_small, args.rows, folder if args.half else ""))
+
+
+def compare(args: argparse.Namespace, data: Data) -> int:
+    """Measure all there is to measure on some data, and tell."""
     width = args.width or data.model["width"]
     tell: Callable[[str, Sequence[dict[str, Any]]], None] = common.show
     moved = bytes_of({"name": "vgg", "width": width, "classes": 10})
     tell(f"Tensors moved by a cycle of nine visits, VGG-11 of width {width}", moved)
     memory = memory_of(data.model)
     tell(f"Memory of a visit's training, VGG-11 of width {data.model['width']}", memory)
-    found = all_ways(data, ways(args.seeds, args.order_seeds, args.skew), args.cycles, args.workers)
+    chosen = ways(args.seeds, args.order_seeds, args.skew)
+    found = all_ways(data, chosen, args.cycles, args.workers)
     fedavg = mean(j.final for j in found["fedavg"])
     marks = [round(share * fedavg, 2) for share in (0.8, 0.9, 0.95)]
-    rows = list(summary(found, marks))
-    name = data.source["name"]
-    tell(f"{name}, {NODES} nodes, Dirichlet(2), {args.cycles} cycles", rows)
+    rows = list(summary(chosen, found, marks))
+    name, side = data.source["name"], data.model["side"]
+    tell(f"{name}, {side} x {side} pixels, {NODES} nodes, Dirichlet(2), {args.cycles} cycles", rows)
     ratio = mean(j.final for j in found["snake"][: args.seeds]) / fedavg
     by_way = {row["way"].split(":")[0]: row for row in moved}
     bare = by_way["snake by a coordinator, clients hold nothing"]["of FedAvg"]
