@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from aats.cli import (
+    adapters,
     advise,
     doctor,
     fetch,
@@ -50,6 +51,7 @@ def _add_own() -> None:
     app.command()(trace.trace)
     app.command()(submit.submit)
     app.command()(fetch.fetch)
+    app.command()(adapters.adapters)
     app.command()(advise.advise)
     app.command()(new.new)
     app.command()(doctor.doctor)
