@@ -20,7 +20,7 @@ import os
 import struct
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from secrets import token_hex
@@ -301,7 +301,7 @@ class Part:
         arena: Arena | None,
         manifest: Manifest,
         missing: tuple[Range, ...],
-        progress: Progress | None,
+        progress: Callable[[], Progress] | None,
         trusted: Iterable[str] = (),
     ) -> None:
         self.manifest = manifest
@@ -309,7 +309,8 @@ class Part:
         self.chunks = plan(missing)
         self.arena = arena
         self.is_complete = False
-        self._progress = progress
+        self._progress: Progress | None = None
+        self._make_progress = progress
         self._view: Bytes | None = None
         if arena is not None:
             self._view = np.frombuffer(arena.view(manifest.total, writable=True), np.uint8)
@@ -324,7 +325,13 @@ class Part:
     @property
     def is_resumable(self) -> bool:
         """Whether the disk tells which chunks have come."""
-        return self._progress is not None
+        return self._progress is not None or self._make_progress is not None
+
+    def prepare(self) -> None:
+        """Make the file that tells of the chunks; the first of them does it otherwise."""
+        if self._make_progress is not None:
+            self._progress = self._make_progress()
+            self._make_progress = None
 
     @property
     def num_waiting(self) -> int:
@@ -386,6 +393,7 @@ class Part:
         grown = self._grown.pop(index, 0)
         for start, end in self.chunks[index]:
             self._hash(start + grown, end)
+        self.prepare()
         if self._progress is not None:
             self._progress.mark(index)
         self._waiting.discard(index)
@@ -435,7 +443,7 @@ class Part:
     def close(self) -> None:
         """Let go of the arena; nothing more can be written."""
         self._view = None
-        self._progress = None
+        self._progress = self._make_progress = None
 
 
 def clear_padding(arena: Bytes, manifest: Manifest) -> None:

@@ -26,6 +26,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Literal
@@ -499,7 +500,9 @@ class NodeStore:
         if arena is None or arena.size < manifest.total:
             return None
         missing = progress.missing()
-        return Part(arena, manifest, missing, Progress.create(progress.path, manifest, missing))
+        return Part(
+            arena, manifest, missing, partial(Progress.create, progress.path, manifest, missing)
+        )
 
     def _fresh(self, key: CustodyKey, manifest: Manifest) -> Part:
         arena = self._take(self.spool / f"{key}.part", manifest.total)
@@ -509,7 +512,7 @@ class NodeStore:
         missing = merge(lacking)
         progress = None
         if len(plan(missing)) > 1:
-            progress = Progress.create(self._progress_path(key), manifest, missing)
+            progress = partial(Progress.create, self._progress_path(key), manifest, missing)
         return Part(arena, manifest, missing, progress, known)
 
     def _forget_part(self, key: CustodyKey) -> None:

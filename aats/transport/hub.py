@@ -56,7 +56,7 @@ class SocketThread(threading.Thread):
     def call(self, callback: Callback) -> None:
         """Run `callback` on the thread, soon."""
         self._calls.append(callback)
-        if not self._is_woken:
+        if not self._is_woken and threading.get_ident() != self.ident:
             self._is_woken = True
             self._wake_w.send(b"\0")
 

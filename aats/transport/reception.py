@@ -127,6 +127,11 @@ class Receiver:
         )  # fmt: skip
         self._receptions[ticket.token] = reception
         self._issue(reception)
+        try:
+            part.prepare()  # while the ticket travels
+        except OSError as error:
+            self._break_off(reception, str(error))
+            return
         if not chunks:
             self._finish(reception, None)
 
@@ -209,8 +214,8 @@ class Receiver:
             return
         if reception.part.num_waiting:
             self._reply(connection, FrameKind.CREDIT, head.token, index)
-        else:
-            self._finish(reception, connection)
+        else:  # once nobody up the stack holds on to the mapping: it may soon be recycled
+            self._thread.call(lambda: self._finish(reception, connection))
 
     def lost(self, connection: Connection, reason: str) -> None:
         """Learn that a connection is over; its transfers wait for the sender's next word."""
@@ -277,6 +282,8 @@ class Receiver:
         return into
 
     def _finish(self, reception: Reception, connection: Connection | None) -> None:
+        if reception.ticket.token not in self._receptions:
+            return  # forgotten meanwhile
         try:
             if not reception.part.is_complete:
                 reception.part.complete()

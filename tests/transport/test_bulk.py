@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import queue
 import random
 import socket
@@ -17,7 +19,7 @@ from aats.ids import CustodyKey, NodeId, new_packet_id
 from aats.node.events import CustodyRow, PacketReceived, TransferFailed
 from aats.packet import UNLIMITED, Architecture, Header, Mandate, Owner, PacketKind, Plugin
 from aats.payload import Manifest, Payload, pack
-from aats.spool import CHUNK_BYTES, plan
+from aats.spool import CHUNK_BYTES, Progress, plan
 from aats.store import NodeStore
 from aats.transport import bulk, reception
 from aats.transport.base import BulkEvent, Notice, ReceptionFailed, TicketReady
@@ -293,6 +295,24 @@ def test_no_room_is_said_before_anything_is_allocated(world: World) -> None:
     assert isinstance(event, ReceptionFailed)
     assert "1000 bytes are in use" in event.reason
     assert not list(b.store.spool.iterdir())
+
+
+def test_no_room_to_note_what_has_come_is_said(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = world.node("a"), world.node("b")
+    payload, key = tensors(1, w=CHUNK_BYTES), key_of(1)
+
+    def create(*_: object) -> Progress:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(Progress, "create", create)
+        b.lane.expect(a.name, key.next(), payload.manifest)
+        event = b.next()
+    assert isinstance(event, ReceptionFailed)
+    assert "No space left" in event.reason
+    hop(a, b, payload, key)
 
 
 def test_tampering_on_the_way_is_noticed(tmp_path: Path) -> None:
