@@ -49,7 +49,7 @@ from aats.ids import CustodyKey, NodeId, new_packet_id
 from aats.messages import Accept, Custody, Offer
 from aats.node.events import CustodyRow, PacketReceived
 from aats.packet import UNLIMITED, Architecture, Header, Mandate, Owner, PacketKind, Plugin
-from aats.payload import ITEM_SIZE, MODEL, Manifest, Payload, TensorSpec, digest, layout
+from aats.payload import MODEL, Manifest, Payload, TensorSpec, digest, layout
 from aats.spool import CHUNK_BYTES
 from aats.store import NodeStore
 from aats.transport.base import (
@@ -72,7 +72,6 @@ KINDS = {"hop": (False, False), "hop, encrypted": (True, False), "hop, ipc": (Fa
 TENSORS = {1: 40, 10: 80, 100: 160, 500: 160}
 """Tensors of a model by its size in MB (2^20 bytes)."""
 METHOD = "/hop/Stream"
-TORCH_DTYPE = {"f32": torch.float32}
 EFFICIENCY = {1: 0.20, 10: 0.30, 100: 0.60}
 CPU_EFFICIENCY = {1: 0.25, 10: 0.25, 100: 0.28}
 """What holds on a loaded machine, too."""
@@ -116,12 +115,9 @@ def hashed(payload: Payload) -> Manifest:
 def rebuilt(payload: Payload) -> dict[str, torch.Tensor]:
     """Return a payload as a model's state: writable tensors over its arena."""
     return {
-        t.name.removeprefix(MODEL): torch.frombuffer(
-            payload.arena, dtype=TORCH_DTYPE[t.dtype], count=t.size // ITEM_SIZE[t.dtype],
-            offset=t.offset,
-        ).reshape(t.shape)
-        for t in payload.manifest.tensors
-    }  # fmt: skip
+        name.removeprefix(MODEL): torch.from_numpy(array)
+        for name, array in payload.arrays(MODEL).items()
+    }
 
 
 def cpu_s() -> float:
