@@ -19,7 +19,7 @@ from aats.node.steps import Steps
 from aats.node.tasks import ProbeTask
 from aats.packet import Cost, Header, ProbeEntry
 from aats.payload import MODEL, REFERENCE
-from aats.routing.observe import observe
+from aats.routing.observe import ROWS, observe
 from aats.routing.policy import Choice, Observation, Phase, StopKind
 from aats.topology.drrt import cut
 from aats.topology.stops import Candidate, Topology
@@ -86,7 +86,9 @@ class Decision:
         return replace(topology, candidates=seen)
 
     def _observe(self, copy: Copy, probes: dict[NodeId, ProbeScores]) -> Observation:
-        seen = observe(copy.header, self.look(copy), self._desk.now, probes=probes)
+        topology = self.look(copy)
+        rows = max(ROWS, len(topology.candidates)) if self._sees_all(copy.header) else ROWS
+        seen = observe(copy.header, topology, self._desk.now, probes=probes, k=rows)
         if copy.header.branch and seen.phase is Phase.VERIFY:
             return replace(seen, phase=Phase.SEEK)  # the trunk asks, once it is merged
         return seen
@@ -191,6 +193,12 @@ class Decision:
 
     def _rng(self, header: Header, what: str) -> random.Random:
         return self._desk.decision_rng(header, what)
+
+    def _sees_all(self, header: Header) -> bool:
+        try:
+            return bool(getattr(self._desk.policies(header.mandate.policy), "sees_all", False))
+        except Exception:  # noqa: BLE001 - a plug-in; what it raises is told when it is to choose
+            return False
 
     def _wanted_probes(self, copy: Copy, seen: Observation) -> list[int]:
         """Return the legal candidates that a policy wants probed; none if it fails."""

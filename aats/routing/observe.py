@@ -26,6 +26,8 @@ __all__ = ["FEATURES", "GLOBALS", "OBSERVATION_VERSION", "observe", "phase"]
 KINDS = {StopKind.DATA: Kind.DATA, StopKind.MPVU: Kind.MPVU, StopKind.HOME: Kind.HOME}
 PHASES = (Phase.SEEK, Phase.VERIFY, Phase.RETURN)
 """By `Stage`."""
+ROWS = 32
+"""Candidates that a policy sees unless it wants all."""
 MAX_CELLS = 1 << 22
 """Numbers in all histograms of an observation, padded to the longest: what would need more counts
 as withheld, or no stranger's advert would bound what a node allocates."""
@@ -38,7 +40,7 @@ def observe(
     now: float,
     *,
     probes: Mapping[NodeId, ProbeScores] = NO_PROBES,
-    k: int = 32,
+    k: int = ROWS,
 ) -> Observation:
     """Return what the packet's policy sees here and now.
 

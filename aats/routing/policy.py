@@ -86,7 +86,11 @@ class Choice:
 
 @runtime_checkable
 class RoutePolicy(Protocol):
-    """A routing policy. State between decisions belongs in the packet, not in the object."""
+    """A routing policy. State between decisions belongs in the packet, not in the object.
+
+    One that goes by names alone may set `sees_all = True`: then every candidate has a row in what
+    it observes, and not only the most promising (`aats.routing.observe.ROWS`).
+    """
 
     name: str
 

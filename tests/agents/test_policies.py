@@ -8,6 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aats.errors import LocalError
 from aats.ids import NodeId
@@ -184,9 +186,9 @@ def test_least_visited_then_longest_ago_then_cheapest() -> None:
 def walk_cycle(policy: RoutePolicy, names: list[str], hops: int, seed: int = 0,
                down: dict[int, str] | None = None) -> list[str]:  # fmt: skip
     visited: list[str] = []
+    stops = [stop(n) for n in names]
     for hop in range(hops):
         gone = (down or {}).get(hop, "")
-        stops = [stop(n) for n in names]
         observation = seen(
             *stops, HOME, closed=gone, hop=hop, seed=seed,
             visited=tuple(NodeId(n) for n in visited[-128:]),
@@ -207,6 +209,38 @@ def test_shuffled_cycle_visits_each_once_in_a_new_order() -> None:
     assert len(set(cycles)) > 20
     assert visited == walk_cycle(CyclePolicy(order="shuffled"), names, 7 * 30, seed=3)
     assert visited != walk_cycle(CyclePolicy(order="shuffled"), names, 7 * 30, seed=4)
+
+
+@settings(max_examples=15)
+@given(count=st.integers(2, 160), order=st.sampled_from(["fixed", "shuffled"]), seed=st.integers(0))
+def test_a_cycle_visits_each_node_once_however_many_there_are(
+    count: int, order: str, seed: int
+) -> None:
+    names = [f"n{i}" for i in range(count)]
+    visited = walk_cycle(CyclePolicy(order=order), names, 2 * count, seed)
+    assert sorted(visited[:count]) == sorted(visited[count:]) == sorted(names)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_cycle_stays_even_where_nodes_come_and_go(data: st.DataObject) -> None:
+    names = [f"n{i}" for i in range(data.draw(st.integers(3, 8)))]
+    order = data.draw(st.sampled_from(["fixed", "shuffled"]))
+    gone = data.draw(st.sampled_from(names))
+    back = data.draw(st.integers(0, 30))
+    visited: list[str] = []
+    for hop in range(60):
+        closed = " ".join({gone if hop < back else "", *visited[-1:]})
+        observation = seen(
+            *(stop(n) for n in names), HOME, closed=closed, hop=hop, seed=7,
+            visited=tuple(map(NodeId, visited)),
+        )  # fmt: skip
+        visited.append(chosen(CyclePolicy(order=order), observation))
+    visits = Counter(visited)
+    always = [visits[n] for n in names if n != gone]
+    assert max(always) - min(always) <= 3
+    since = Counter(visited[back:])
+    assert max(since.values()) - min(since[n] for n in names) <= 3
 
 
 def test_cycle_skips_who_is_out_of_reach_and_catches_up() -> None:

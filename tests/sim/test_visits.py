@@ -9,8 +9,9 @@ import pytest
 
 from aats.installed import load_agent, load_policy
 from aats.lineage import RecordKind
-from aats.packet import Header, Plugin
-from aats.testing.worlds import ring, small_world, tally_packet
+from aats.packet import UNLIMITED, Header, Plugin
+from aats.routing.observe import ROWS
+from aats.testing.worlds import ring, small_world, star, tally_packet
 from aats.wire import sign_mandate
 
 
@@ -54,3 +55,20 @@ def test_a_requirement_that_is_met_ends_it_before() -> None:
 @pytest.mark.parametrize("strange", [0, -1, "x", None])
 def test_what_is_no_bound_is_none(strange: object) -> None:
     assert kinds(run(strange, target=0.6)).count(RecordKind.TRAIN) == 2
+
+
+def test_a_cycle_goes_to_every_node_of_a_network_wider_than_an_observation() -> None:
+    small = small_world(star(ROWS + 10), policies=load_policy, agents=load_agent)
+    header, payload = tally_packet(small, target=2.0)  # never met
+    holders = ROWS + 8  # all but the owner and the MPVU
+    mandate = replace(
+        header.mandate, policy=Plugin("cycle"), budget=UNLIMITED,
+        method=Plugin("tally", {"visits": holders}),
+        requirement=tuple(replace(t, verifier="any") for t in header.mandate.requirement),
+    )  # fmt: skip
+    signed = sign_mandate(mandate, small.identities[small.owner])
+    small.world.start()
+    small.world.submit(small.owner, replace(header, mandate=signed), payload, 0.0)
+    small.world.run(4000.0, lambda: bool(small.world.deliveries))
+    chain = small.world.deliveries[0].header.chain
+    assert len({r.node for r in chain if r.kind is RecordKind.TRAIN}) == holders
