@@ -180,7 +180,7 @@ def rooted_data(data: DataConfig, folder: Path) -> DataConfig:
         name: replace(skill, source=Plugin(skill.source.name, {
             k: rooted(v) if k == "root" else v for k, v in {
                 # A file of one's own lies beside the file that names it.
-                **({"root": "."} if skill.source.name == "file" and not data.root else {}),
+                **({"root": "."} if skill.source.name in _BESIDE and not data.root else {}),
                 **skill.source.params,
             }.items()
         }))
@@ -220,6 +220,8 @@ def _apply(tables: dict[str, Any], override: str) -> None:
 
 PATHS = {"root", "file", "weights"}
 """Keys whose value is a path."""
+_BESIDE = {"file", "text"}
+"""Sources that read a person's own file, beside the scenario."""
 _KEY = re.compile(r'"([^"]+)"|([^."\s]+)')
 
 

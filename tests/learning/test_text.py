@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aats.config.load import build
 from aats.errors import DataError
 from aats.learning.datasets import load_dataset
 from aats.learning.partition import Part, spread_rows
@@ -101,3 +102,23 @@ def test_nodes_hold_tokens_and_those_do_not_drift() -> None:
 def test_there_are_no_views_of_tokens() -> None:
     with pytest.raises(DataError, match="manual: views are of features, not of tokens"):
         spread_seen("s", load_dataset("manual"), {"n": View("v", Plugin("identity"))})
+
+
+def test_a_scenario_finds_a_text_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "letters.txt").write_text("a" * 40)
+    scenario = build(
+        {
+            "topology": {"edges": [["a", "b"]]},
+            "data": {"skills": {"s": {"source": {"name": "text", "file": "letters.txt"}}}},
+            "packets": [
+                {
+                    "name": "p", "owner": "a", "model": {"name": "language", "length": 32},
+                    "requirement": [{"skill": "s", "value": 0.5, "verifier": "any"}],
+                }
+            ],
+        },
+        folder=tmp_path,
+        name="mine",
+    )  # fmt: skip
+    source = scenario.data.skills["s"].source
+    assert len(load_dataset(source.name, **source.params)) == 1
