@@ -27,7 +27,7 @@ from aats.transport.hub import SocketThread
 from aats.transport.ticket import HEAD_BYTES, TAG_BYTES, Head, unpack_head
 
 MAX_FRAME_BYTES = CHUNK_BYTES + TAG_BYTES
-PIECE_BYTES = 256 << 10
+PIECE_BYTES = 512 << 10
 """Read at a time: still in the CPU's cache when the reader looks at it."""
 READS_A_TURN = 8
 """Reads of one connection before others get their turn."""
