@@ -1,10 +1,10 @@
 """Does a policy that is cheaper in the environment cost less live? The same journeys, three times.
 
 Each policy takes a packet over the same network with the same seeds in the learning environment
-(training by formula, and once more with real training), in the simulated world (the nodes' own
-code on a virtual clock) and live (a daemon a node, links delayed and paced to their figures). Where
-the environment is wrong and the same with real training is right, it is the law of learning that
-does not fit. Live runs go one after the other and take some
+(where models learn by formula, small ones by rows, and the scenario's own), in the simulated world
+(the nodes' own code on a virtual clock) and live (a daemon a node, links delayed and paced to their
+figures). Where the environment is wrong and the same with the scenario's models is right, it is
+learning that does not fit. Live runs go one after the other and take some
 ten seconds each; what is finished is kept in the folder `--out`, and a run that was interrupted
 goes on from there.
 
@@ -47,13 +47,16 @@ from aats_agents.evaluate.real import plugin_of, told, travel
 from aats_agents.evaluate.report import charged_s
 from aats_agents.evaluate.specs import Spec, maker, spec_of
 from aats_envs.from_scenario import from_scenario
+from aats_envs.row_learner import RowLearner
+from aats_envs.scenario_rows import own_rows
 from aats_envs.torch_learner import TorchLearner
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SCENARIOS = "healthcare", "digits20"
 POLICIES = "rl,minibatch,least-visited,random"
-ENV, TRAINED, SIM, LIVE = "environment", "environment, trained", "simulated", "live"
-EXPECTED = ENV, TRAINED, SIM
+ENV, BY_ROWS, TRAINED = "environment", "environment, rows", "environment, trained"
+SIM, LIVE = "simulated", "live"
+EXPECTED = ENV, BY_ROWS, TRAINED, SIM
 LIMIT_S = 180.0
 """Of a live run."""
 CORRELATED, ALIKE = 0.7, 0.8
@@ -113,8 +116,18 @@ def trained(spec: Spec, case: Case) -> Journey:
     return drive(spec.name, maker(spec, learner), [case], learner=learner)[0]
 
 
+def by_rows(spec: Spec, case: Case) -> Journey:
+    """Return the journey in the environment, a small model learning by the nodes' rows."""
+    assert case.scenario is not None
+    found = from_scenario(case.scenario)
+    (deal,) = own_rows(found)
+    case = replace(case, network=replace(found[0][0], rows=deal))
+    return drive(spec.name, maker(spec), [case], learner=RowLearner)[0]
+
+
 WORLDS: Mapping[str, Callable[[Spec, Case], Journey]] = {
     ENV: lambda spec, case: driven(spec, [case])[0],
+    BY_ROWS: by_rows,
     TRAINED: trained,
     SIM: travel,
     LIVE: live,
@@ -151,7 +164,7 @@ def scatter(
     results: Results, names: Sequence[str], families: Mapping[str, Sequence[int]]
 ) -> Figure:
     """Draw live seconds over those of the other worlds; filled where both succeeded."""
-    figure = Figure(figsize=(11, 4.4))
+    figure = Figure(figsize=(14, 4.4))
     all_s = [j.seconds for j in results.values() if j.policy in names and j.family in families]
     ends = [0.8 * min(all_s), 1.25 * max(all_s)]
     panels = figure.subplots(1, len(EXPECTED), sharex=True, sharey=True)
