@@ -35,6 +35,7 @@ from tests.wire_samples import (
     HEADER,
     KEY,
     MANDATE,
+    MANIFEST,
     MPVU,
     OFFER,
     OWNER,
@@ -480,6 +481,39 @@ def test_every_manifest_is_checked() -> None:
         wire.decode_header(frame(Header, body))
     with pytest.raises(WireError, match="total 4398046511104"):
         wire.encode_header(replace(HEADER, manifest=lie))
+
+
+def test_another_packet_of_a_known_layout_is_the_same_as_before() -> None:
+    wire.encode_header(HEADER)
+    tensors = tuple(t._replace(digest=bytes([i]) * 32) for i, t in enumerate(MANIFEST.tensors))
+    other = replace(HEADER, manifest=Manifest(tensors, MANIFEST.total))
+    data = wire.encode_header(other)
+    wire._packed.clear()
+    assert wire.encode_header(other) == data
+    assert wire.decode_header(data) == other
+    assert wire.decode_header(wire.encode_header(HEADER)) == HEADER
+
+
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_a_known_layout_hides_no_wrong_digest(length: int) -> None:
+    wire.encode_header(HEADER)
+    first, *others = MANIFEST.tensors
+    lie = Manifest((first._replace(digest=bytes(length)), *others), MANIFEST.total)
+    with pytest.raises(WireError, match=f"digest of {length} bytes, must be 32"):
+        wire.encode_header(replace(HEADER, manifest=lie))
+
+
+@pytest.mark.parametrize("kind", [float, bool], ids=["float", "bool"])
+def test_a_known_layout_hides_no_wrong_type(kind: type) -> None:
+    wire.encode_header(HEADER)
+    body = body_of(HEADER)
+    body["manifest"]["offsets"][0] = kind(body["manifest"]["offsets"][0])
+    with pytest.raises(WireError, match="an offset or the total is no int"):
+        wire.decode_header(frame(Header, body))
+    body = body_of(HEADER)
+    body["manifest"]["shapes"][0] = [kind(1), *body["manifest"]["shapes"][0][1:]]
+    with pytest.raises(WireError, match="a size that is no int"):
+        wire.decode_header(frame(Header, body))
 
 
 @pytest.mark.parametrize(
