@@ -8,9 +8,9 @@
 
 Chunks leave the sender's mapping without a copy and are received straight into the part's
 mapping, where they are hashed while the rest of them is on its way; encrypted ones into a buffer
-and from there decrypted into it. At most `WINDOW_CHUNKS`
-of a transfer are under way and TCP's own window bounds what lies between, so memory is bounded
-at both ends. The receiver knows the plan, so the last chunk is the end; nothing else says so.
+and from there decrypted into it. At most `WINDOW_CHUNKS` of a transfer are under way and TCP's own
+window bounds what lies between, so memory is bounded at both ends. The receiver knows the plan, so
+the last chunk is the end; nothing else says so.
 
 All transfers between two nodes share one connection, their chunks taking turns. A connection
 that breaks fails the transfers on it at once.
