@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from aats.errors import MissingExtraError, ModelError
 from aats.ids import NodeId
-from aats.learning.hf import build_hf
+from aats.learning.hf import TYPES, build_hf
+from aats.learning.language import everywhere
 from aats.learning.lora_method import LoraMethod
+from aats.learning.modules import ModuleBackend
 from aats.learning.weights import initial_payload
 from aats.packet import Architecture, Target
 from aats.roles.data import NodeData, SkillData
@@ -53,6 +56,40 @@ def test_a_wrong_config_is_named(change: dict[str, Any], message: str) -> None:
         build_hf({**config_of(65), **change})
 
 
+SMALL: dict[str, Any] = {
+    "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16,
+    "max_position_embeddings": LENGTH,
+}  # fmt: skip
+WIDE = {**SMALL, "intermediate_size": 24}
+GROUPED = {**WIDE, "num_key_value_heads": 1}
+OF_TYPE: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": LENGTH},
+    "gpt_neox": WIDE,
+    "llama": GROUPED,
+    "mistral": {**GROUPED, "pad_token_id": 0},
+    "opt": {**SMALL, "ffn_dim": 24, "word_embed_proj_dim": 16, "pad_token_id": 0},
+    "qwen2": GROUPED,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_type_travels_and_tells_what_follows_each_token(kind: str) -> None:
+    pytest.importorskip("transformers", reason="the extra llm is not installed")
+    names = {"model_type": kind, "vocab_size": 11, "bos_token_id": 0, "eos_token_id": 0}
+    architecture = Architecture("lora", {"base": {"name": "hf", **names, **OF_TYPE[kind]}})
+    model = ModuleBackend().load(architecture, initial_payload(architecture, 1)).module.eval()
+    x = torch.arange(2 * LENGTH).reshape(2, LENGTH) % 11
+    changed = x.clone()
+    changed[:, -1] = 0
+    with torch.no_grad():
+        every = everywhere(model, x).unflatten(0, (2, LENGTH))
+        torch.testing.assert_close(every[:, -1], model(x))
+        other = everywhere(model, changed).unflatten(0, (2, LENGTH))
+        torch.testing.assert_close(every[:, :-1], other[:, :-1])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_adapters_of_a_language_model_learn_shakespeare_from_node_to_node() -> None:
@@ -74,7 +111,7 @@ def test_adapters_of_a_language_model_learn_shakespeare_from_node_to_node() -> N
     header = header_for(architecture, requirement=[Target(SKILL, 0.9)])
     reference = {SKILL: (trusted.train_x, trusted.train_y)}
     walk = Walk(header, initial_payload(architecture, 1, reference))
-    method = LoraMethod(epochs=6, lr=0.3, rank_min=8, rank_max=8)
+    method = LoraMethod(epochs=3, lr=0.3, rank_min=8, rank_max=8)
     losses = []
     for i in range(3):
         result = walk.visit(method, NodeData.of(data(i)), NodeId(f"n{i}"))
