@@ -18,6 +18,11 @@ from aats.node.events import CustodyRow, TaskFinished
 from aats.packet import Header
 from aats.payload import Payload
 
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""What every way of learning may choose from, wherever several are compared."""
+TUNING_SEED = 100
+"""On which it chooses; never reported."""
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
