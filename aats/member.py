@@ -166,6 +166,7 @@ def prepare(node: NodeFile) -> DaemonSpec:
         secure=not node.insecure,
         custody=node.custody,
         work=replace(plan.work, secret=_secret(identity)),
+        leave_s=node.leave_s,
     )
     spec.save()
     return spec
@@ -245,7 +246,9 @@ def is_running(node: NodeFile) -> bool:
 def run(node: NodeFile, tell: Tell, seen: Callable[[TraceEvent], None]) -> None:
     """Run the node in the foreground until SIGINT or SIGTERM; what dies is started again.
 
-    What the node holds stays in its directory, and goes on when it is started again.
+    Told to stop, the node takes nothing more, finishes and hands on what is under way, for
+    `leave_s` at most; told twice, it stops at once. What it still holds stays in its directory,
+    and goes on when it is started again.
 
     Args:
         node: The node.
@@ -261,10 +264,11 @@ def run(node: NodeFile, tell: Tell, seen: Callable[[TraceEvent], None]) -> None:
 
 
 async def _run(spec: DaemonSpec, tell: Tell, seen: Callable[[TraceEvent], None]) -> None:
-    stop, ended, up = asyncio.Event(), list[ProcessChanged](), asyncio.Event()
+    stop, stop_now, up = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    ended: list[ProcessChanged] = []
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, lambda: (stop_now if stop.is_set() else stop).set())
 
     def changed(news: ProcessChanged) -> None:
         if news.change is Change.DIED:
@@ -274,28 +278,46 @@ async def _run(spec: DaemonSpec, tell: Tell, seen: Callable[[TraceEvent], None])
 
     events, log = Tail(spec.directory / EVENTS_FILE), _Log(spec.directory / LOG_FILE)
     events.skip()
+
+    def show() -> None:
+        for event in events.read():
+            if event["event"] == "node.up":
+                up.set()
+                tell(f"{spec.node} listens on {spec.control}, bulk {spec.bulk}")
+            seen(event)
+        for line in log.read():
+            tell(line)
+
     server = ForkServer.spawn("daemon")
     try:
         supervisor = Supervisor(server, changed)
         await server.ready()
         supervisor.start(spec.node, json.dumps([str(spec.directory)]))
         while not (stop.is_set() or ended):
-            for event in events.read():
-                if event["event"] == "node.up":
-                    up.set()
-                    tell(f"{spec.node} listens on {spec.control}, bulk {spec.bulk}")
-                seen(event)
-            for line in log.read():
-                tell(line)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), POLL_S)
+            show()
+            await _pause(stop)
         if not ended:
-            tell(f"{spec.node} stops; what it holds goes on when it starts again")
+            tell(f"{spec.node} leaves within {spec.leave_s:g} s; told again, it stops at once")
+            patience_s = spec.leave_s + PATIENCE_S
+            leaving = asyncio.create_task(
+                supervisor.stop(patience_s=patience_s, ask=signal.SIGUSR2)
+            )
+            while not (leaving.done() or stop_now.is_set()):
+                show()
+                await _pause(stop_now)
+            leaving.cancel()
+            show()
+            tell(f"{spec.node} stops; what it still holds goes on when it starts again")
         await supervisor.stop(patience_s=PATIENCE_S)
     finally:
         await server.close()
     if ended:
         raise LocalError(f"{spec.node} cannot run: {_last_words(spec.directory / WORDS_FILE)}")
+
+
+async def _pause(stop: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), POLL_S)
 
 
 def _last_words(path: Path) -> str:

@@ -56,7 +56,7 @@ TYPES: dict[int, type] = {
     30: Header, 31: Mandate, 32: Record, 33: ad.Advert, 34: ev.CustodyRow, 35: SkillEstimate,
     40: ev.Started, 41: ev.MessageReceived, 42: ev.LinkUp, 43: ev.LinkDown,
     44: ev.PacketReceived, 45: ev.TransferFailed, 46: ev.PacketSubmitted, 47: ev.TaskFinished,
-    48: ev.TaskFailed, 49: ev.DataChanged, 50: ev.TaskSpoke,
+    48: ev.TaskFailed, 49: ev.DataChanged, 50: ev.TaskSpoke, 51: ev.Leaving,
     60: tk.VisitTask, 61: tk.ProbeTask, 62: tk.BatchTask, 63: tk.VerifyTask,
     64: tk.ContributeTask, 65: tk.AdoptTask, 66: tk.MergeTask, 67: tk.FollowTask,
     70: tk.VisitResult, 71: tk.ProbeResult, 72: tk.VerifyResult, 73: tk.ContributeResult,

@@ -156,6 +156,7 @@ SAMPLE_OF = {
         ev.TaskFailed(9, "out of memory"),
         ev.DataChanged(ADVERT.data, ADVERT.compute),
         ev.TaskSpoke(9, SPOKEN),
+        ev.Leaving(),
         tk.VisitTask(HEADER, CLINIC.node),
         tk.MergeTask(
             FORKED,

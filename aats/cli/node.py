@@ -65,7 +65,7 @@ def run_node(
         bool, typer.Option("--insecure", help="No encryption, no authentication between nodes.")
     ] = False,
 ) -> None:
-    """Run a node in the foreground; Ctrl-C stops it, and it goes on when it is started again."""
+    """Run a node in the foreground; Ctrl-C lets it finish and hand on, twice stops it at once."""
     from aats.config.node import load_node
     from aats.member import run
 
@@ -83,6 +83,6 @@ def run_node(
 SHOWN = {
     "link.up", "link.down", "packet.submitted", "packet.received", "packet.moved", "packet.home",
     "packet.refused", "offer.refused", "packet.regenerated", "visit.finished", "visit.failed",
-    "verdict", "advert.rejected", "message.rejected", "node.fault", "custody.lost",
+    "verdict", "node.leaving", "advert.rejected", "message.rejected", "node.fault", "custody.lost",
 }  # fmt: skip
 """Events of a node that whoever runs it sees."""

@@ -77,6 +77,8 @@ class NodeFile:
     training: TrainingConfig = TrainingConfig()
     custody: Literal["process", "host"] = "process"
     """What a packet in custody survives: the death of the process, or of the host (fsync)."""
+    leave_s: NotNegative = 30.0
+    """When it is told to stop: seconds to finish and hand on what is under way; 0: stop at once."""
     insecure: bool = False
     """No encryption and no authentication between nodes. All of them must agree."""
     seed: Count = 0

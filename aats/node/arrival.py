@@ -78,6 +78,8 @@ class Arrival:
             return RefusalReason.BAD_SIGNATURE, "the offer does not fit its header"
         if key in self._held.seen:
             return RefusalReason.FAILED, "another node has brought a packet by this key"
+        if desk.is_leaving and (offer.onward or header.home != desk.node):
+            return RefusalReason.FAILED, "the node is leaving"
         if fault := self._fault_of(sender, offer):
             return RefusalReason.FAILED, fault
         if full := self._is_full(sender, key):

@@ -32,10 +32,12 @@ from aats.messages import (
     Superseded,
 )  # fmt: skip
 from aats.node.commands import Command, SaveState, SendMessage
+from aats.node.custody import Status
 from aats.node.desk import CoreConfig, Desk, decode_notices
 from aats.node.events import (
     DataChanged,
     Event,
+    Leaving,
     LinkDown,
     LinkUp,
     MessageReceived,
@@ -139,6 +141,10 @@ class NodeCore:
             case DataChanged(data=data, compute=compute):
                 desk.config = replace(desk.config, data=data, compute=compute)
                 desk.advertise()
+            case Leaving():
+                desk.is_leaving = True
+                desk.trace("node.leaving")
+                desk.advertise()
             case Started():
                 self._start(event)
         return self._commands()
@@ -155,6 +161,16 @@ class NodeCore:
         """Return when `handle_timer` is wanted next, in seconds; None: not at all."""
         times = (self._desk.links.next_deadline(), self._desk.timers.next_at())
         return min((t for t in times if t is not None), default=None)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether nothing is under way here that could be finished or handed on."""
+        held = self._journey.held
+        staying = any(
+            copy.status in (Status.HELD, Status.WORKED) and not copy.header.awaited
+            for copy in held.copies.values()
+        )
+        return not (staying or held.incoming or self._desk.tasks)
 
     def snapshot(self) -> dict[str, object]:
         """Return the state as plain values: equal cores give equal snapshots."""

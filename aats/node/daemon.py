@@ -50,6 +50,7 @@ from aats.node.custody import Status
 from aats.node.events import (
     DataChanged,
     Event,
+    Leaving,
     LinkDown,
     LinkUp,
     MessageReceived,
@@ -109,6 +110,8 @@ INBOX_POLL_S = 2.0
 """The inbox is looked into at least so often; `poke` does it at once."""
 WORKING_ROLES = frozenset({Role.DATA, Role.COMPUTE, Role.MPVU})
 """With one of these a node will have tasks, so its worker zygote starts with it."""
+FAREWELL_S = 0.5
+"""Between the last thing that a leaving node does and its end: its last words go out."""
 SPEED_CHANGE = 2.0
 """The node advertises its speed anew when the measured one is off by this factor."""
 
@@ -156,6 +159,9 @@ class Daemon:
         self._wake = asyncio.Event()
         self._room = asyncio.Semaphore(MAX_WAITING_FRAMES)
         self._poked = asyncio.Event()
+        self._clear = asyncio.Event()
+        """Nothing is under way that could be finished or handed on; set only while leaving."""
+        self._leaves = False
         self._homes: asyncio.Queue[Home | None] = asyncio.Queue()
         self._up = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
@@ -247,6 +253,22 @@ class Daemon:
         """Look into the inbox now."""
         self._poked.set()
 
+    async def leave(self) -> None:
+        """Take nothing more, finish and hand on what is here; return when nothing is left to do.
+
+        Gives up after the spec's `leave_s`. What is here then, a packet that no other node can
+        take, say, stays in the node's directory for its next start.
+        """
+        self._leaves = True
+        self._put(Leaving())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.spec.leave_s):
+                while True:
+                    await self._clear.wait()
+                    await asyncio.sleep(FAREWELL_S)
+                    if self._clear.is_set():
+                        return
+
     # --- life ---------------------------------------------------------------------------------
 
     async def _run(self) -> None:
@@ -310,6 +332,8 @@ class Daemon:
             now = self._clock.now()
             if due is not None and due <= now:
                 await self._carry_out(self._core.handle_timer(now))
+            if self._leaves:
+                (self._clear.set if self._core.is_clear else self._clear.clear)()
 
     async def _wait_for_work(self) -> None:
         if self._events:
@@ -387,7 +411,7 @@ class Daemon:
 
     async def _watch_inbox(self) -> None:
         directory = self.spec.directory / inbox.INBOX
-        while True:
+        while not self._leaves:
             parcels, broken = inbox.look(directory)
             for parcel in parcels:
                 try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from aats.advert import Advert, ComputeAdvert, DataAdvert, NodePolicy, Notice, Role
 from aats.identity import Identity
@@ -107,6 +107,8 @@ class Desk:
         self.incarnation = 0
         self.quiet_since = 0.0
         """When the map last changed."""
+        self.is_leaving = False
+        """It offers nothing more and takes only what is coming home."""
 
     @property
     def node(self) -> NodeId:
@@ -174,6 +176,8 @@ class Desk:
     def advertise(self) -> None:
         """Originate our advert anew if its content changed."""
         config = self.config
+        if self.is_leaving:
+            config = replace(config, roles=(), data=(), compute=ComputeAdvert())
         self.links.set_own(
             Advert(
                 origin=config.node,

@@ -105,6 +105,11 @@ class DataChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """The node is to stop soon: it takes nothing more, finishes and hands on what is here."""
+
+
+@dataclass(frozen=True, slots=True)
 class CustodyRow:
     """One durable row: a packet's copy at this node. The payload lies in the store.
 
@@ -125,5 +130,5 @@ class CustodyRow:
 
 Event = (
     Started | MessageReceived | LinkUp | LinkDown | PacketReceived | TransferFailed
-    | PacketSubmitted | TaskFinished | TaskFailed | TaskSpoke | DataChanged
+    | PacketSubmitted | TaskFinished | TaskFailed | TaskSpoke | DataChanged | Leaving
 )  # fmt: skip

@@ -31,7 +31,9 @@ def child_main(argument: str, fds: list[int]) -> None:
 
 
 def run_nodes(directories: Sequence[Path]) -> None:
-    """Run nodes in this process until SIGTERM or SIGINT; SIGUSR1 makes them look for parcels.
+    """Run nodes in this process until SIGTERM or SIGINT.
+
+    SIGUSR1 makes them look for parcels, SIGUSR2 makes them leave: hand on what they hold and end.
 
     The process must have no thread yet: the worker zygote is forked from it.
 
@@ -44,9 +46,11 @@ def run_nodes(directories: Sequence[Path]) -> None:
 
 
 async def _host(specs: Sequence[DaemonSpec], zygote: ForkServer) -> None:
-    loop, executor, stop = asyncio.get_running_loop(), Executor(zygote), asyncio.Event()
+    loop, executor = asyncio.get_running_loop(), Executor(zygote)
+    stop, leave = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGUSR2, leave.set)
     executor.start()
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(executor.close)
@@ -58,6 +62,7 @@ async def _host(specs: Sequence[DaemonSpec], zygote: ForkServer) -> None:
             await stack.enter_async_context(daemon)
         ends = [asyncio.create_task(d.wait()) for d in daemons]
         ends.append(asyncio.create_task(_wait(stop)))
+        ends.append(asyncio.create_task(_leave(leave, daemons)))
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:
             end.cancel()
@@ -72,3 +77,8 @@ def _poke(daemons: Sequence[Daemon]) -> None:
 
 async def _wait(event: asyncio.Event) -> None:
     await event.wait()
+
+
+async def _leave(asked: asyncio.Event, daemons: Sequence[Daemon]) -> None:
+    await asked.wait()
+    await asyncio.gather(*(daemon.leave() for daemon in daemons))

@@ -63,6 +63,8 @@ class DaemonSpec:
     custody: Literal["process", "host"] = "process"
     """What a packet in custody survives: the death of the process, or of the host (fsync)."""
     work: WorkSettings = WorkSettings()
+    leave_s: float = 0.0
+    """What a node that is asked to leave has to finish and hand on what is there, seconds."""
     shaping: bool = False
     """Delay and pace the links to their figures, where the real links are faster."""
     deaths: tuple[FaultPoint, ...] = ()

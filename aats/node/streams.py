@@ -388,6 +388,8 @@ class Streams:
         owner, news = header.mandate.owner, desk.news.of(header)
         if not relay.request.startswith(f"{relay.src}/"):
             return "only a leader opens a session"
+        if desk.is_leaving:
+            return "the node is leaving"
         if not desk.config.policy.streams:
             return "privacy: this node works with packets that come to it only"
         if len(opening.partners) > MAX_PARTNERS or desk.node not in opening.partners:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from signal import SIGKILL, SIGTERM, Signals
 
 from aats.node.forkserver import ForkServer, ForkServerLost
 
@@ -87,7 +87,7 @@ class Supervisor:
         self._processes[name] = _Process(argument)
         self._start(name)
 
-    def signal(self, name: str, number: signal.Signals) -> None:
+    def signal(self, name: str, number: Signals) -> None:
         """Send a signal to a process; if it dies of it, it is started again."""
         self._server.kill(name, number)
 
@@ -97,7 +97,7 @@ class Supervisor:
         process.is_wanted = False
         if process.restart is not None:
             process.restart.cancel()
-        self._server.kill(name, signal.SIGKILL)
+        self._server.kill(name, SIGKILL)
 
     def up(self, name: str) -> None:
         """Start a process again that `down` stopped, once it is gone."""
@@ -106,15 +106,21 @@ class Supervisor:
         if not process.is_up:
             self._start(name)
 
-    async def stop(self, names: Iterable[str] | None = None, *, patience_s: float = 5.0) -> None:
-        """End processes (all of them, if none are named): ask first, then kill."""
+    async def stop(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        patience_s: float = 5.0,
+        ask: Signals = SIGTERM,
+    ) -> None:
+        """End processes (all of them, if none are named): ask by a signal first, then kill."""
         chosen = [self._processes[n] for n in (names or self._processes)]
         for name, process in self._processes.items():
             if process in chosen:
                 process.is_wanted = False
                 if process.restart is not None:
                     process.restart.cancel()
-                self._server.kill(name, signal.SIGTERM)
+                self._server.kill(name, ask)
         running = [asyncio.ensure_future(p.down.wait()) for p in chosen if p.is_up]
         if not running:
             return
@@ -122,7 +128,7 @@ class Supervisor:
         if late:
             for name, process in self._processes.items():
                 if process in chosen and process.is_up:
-                    self._server.kill(name, signal.SIGKILL)
+                    self._server.kill(name, SIGKILL)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.gather(*late), patience_s)
 

@@ -97,7 +97,7 @@ class Place:
         """Send a signal to a node's command; return its exit code."""
         process = self.running.pop(name)
         process.send_signal(number)
-        return process.wait(30)
+        return process.wait(60)
 
     def daemon(self, name: str) -> int:
         """Return the process of a node's daemon: the child of the fork server of its command."""
@@ -220,3 +220,41 @@ def test_a_node_that_cannot_start_says_why(place: Place) -> None:
         done = place.command("node", str(place.root / "ministry"))
     assert done.returncode == 2
     assert f"tcp://127.0.0.1:{node.port}: Address already in use" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_node_that_is_told_to_stop_finishes_and_hands_on(place: Place) -> None:
+    (place.root / "packet.toml").write_text(PACKET)
+    for name in NODES:
+        place.start(name)
+    owner = str(place.root / "owner")
+    assert place.command("submit", str(place.root / "packet.toml"), "--node", owner).returncode == 0
+    place.until(lambda: place.events("clinic", "visit.started"))
+    assert place.stop("clinic", signal.SIGTERM) == 0
+    assert place.events("clinic", "node.leaving")
+    assert place.events("clinic", "visit.finished")
+    assert place.events("clinic", "packet.moved")[-1]["to"] == "ministry"
+    place.until(lambda: place.events("ministry", "verdict"))  # the way home is by the clinic
+    place.start("clinic")
+    done = place.command("fetch", "painter", "--node", owner, "--out", str(place.root / "runs"))
+    assert done.returncode == 0, done.stderr
+    assert not any(place.events(name, "packet.regenerated") for name in NODES)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_told_twice_a_node_stops_at_once(place: Place) -> None:
+    (place.root / "packet.toml").write_text(PACKET)
+    file = place.root / "clinic" / "node.toml"
+    file.write_text("leave_s = 100000\n" + file.read_text())
+    place.start("owner")
+    place.start("clinic")
+    owner = str(place.root / "owner")
+    assert place.command("submit", str(place.root / "packet.toml"), "--node", owner).returncode == 0
+    place.until(lambda: place.events("clinic", "visit.finished"))  # and no MPVU to go to
+    place.running["clinic"].send_signal(signal.SIGINT)
+    place.until(lambda: place.events("clinic", "node.leaving"))
+    assert place.running["clinic"].poll() is None
+    assert place.stop("clinic", signal.SIGINT) == 0
+    assert "clinic stops; what it still holds goes on" in place.said("clinic")
