@@ -48,11 +48,11 @@ def write_adapters(model: LoraModel, folder: Path) -> list[Path]:
         MissingExtraError: If `peft` is not installed.
         ModelError: If the base is no such model, or the chain is empty.
     """
-    peft = _peft("writing adapters")
     if not isinstance(model.base, NextToken):
         raise ModelError("peft has adapters of transformers only: the base must be of type 'hf'")
     if not model.contributions:
         raise ModelError("the chain has no contributions to write")
+    peft = _peft("writing adapters")
     base = cast(Any, copy.deepcopy(model.base.model))
     place = (folder / BASE_FOLDER).resolve()
     base.save_pretrained(place)

@@ -12,6 +12,7 @@ import torch
 from aats.errors import MissingExtraError, ModelError
 from aats.ids import NodeId
 from aats.learning.adapters import read_pretrained, write_adapters
+from aats.learning.hf import NextToken
 from aats.learning.lora import Contribution, LoraModel, build_lora
 from aats.learning.models import initialise
 from aats.learning.stored import read_model
@@ -55,9 +56,10 @@ def logits(model: Any) -> torch.Tensor:
 
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    model = build_lora({"base": {"name": "mlp", "features": 4, "classes": 2}})
+    model = LoraModel(NextToken(torch.nn.Linear(4, 2)), ["model.weight"], 8.0)
+    model.add(Contribution(1, NodeId("n")), 1, 0)
     with pytest.raises(MissingExtraError, match=r"writing adapters needs the extra 'llm': pip"):
-        write_adapters(cast(LoraModel, model), tmp_path)
+        write_adapters(model, tmp_path)
 
 
 def test_a_folder_is_no_start_for_other_models(tmp_path: Path) -> None:
