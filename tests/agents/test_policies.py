@@ -238,7 +238,8 @@ def test_a_cycle_stays_even_where_nodes_come_and_go(data: st.DataObject) -> None
         visited.append(chosen(CyclePolicy(order=order), observation))
     visits = Counter(visited)
     always = [visits[n] for n in names if n != gone]
-    assert max(always) - min(always) <= 3
+    # In each cycle that it misses, its turn is another's.
+    assert max(always) - min(always) <= 2 + back // len(names)
     since = Counter(visited[back:])
     assert max(since.values()) - min(since[n] for n in names) <= 3
 
