@@ -206,6 +206,16 @@ class Gathering:
         resting = [c for c in self._held.children_of(copy) if c.status is Status.RESTING]
         return sorted(resting, key=lambda c: order[c.key.packet])
 
+    def _lost(self, copy: Copy) -> Cost:
+        """Return what is known to have been spent on children that left and are not back.
+
+        They took their tensors over one link at least; what they did further on nobody tells.
+        """
+        stayed = Status.HELD, Status.WORKED, Status.RESTING
+        here = {c.key.packet for c in self._held.children_of(copy) if c.status in stayed}
+        count = len(set(copy.header.awaited) - here)
+        return Cost(count, 0.0, count * travelling(copy.header.manifest).total, 0.0)
+
     # --- merge --------------------------------------------------------------------------------
 
     def _merge(self, copy: Copy) -> None:
@@ -253,7 +263,7 @@ class Gathering:
         used = [part for i, part in enumerate(parts) if i not in result.left_out]
         back = [c.header for c in self._back(copy)]
         header = replace(
-            joined(old, back, used), version=result.manifest.version(MODEL),
+            joined(old, back, used, self._lost(copy)), version=result.manifest.version(MODEL),
             manifest=result.manifest,
         ).with_estimates(result.estimates)  # fmt: skip
         version, note = header.version, f"{len(used)} of {len(old.awaited)} children"
@@ -282,7 +292,8 @@ class Gathering:
         """Give a round up, with what its children have spent, and fork anew a little later."""
         self._desk.timers.cancel(("gather", copy.key))
         self._desk.trace("merge.failed", packet=copy.key.packet, hop=copy.header.hop, reason=why)
-        header = joined(copy.header, [c.header for c in self._back(copy)], ())
+        back = [c.header for c in self._back(copy)]
+        header = joined(copy.header, back, (), self._lost(copy))
         self._replace(copy, header)
         self._steps.retry(copy, "another round")
 

@@ -18,13 +18,16 @@ MAX_NUMBERS = 128
 """Of `Header.trained`: no node takes a packet with many more."""
 
 
-def joined(trunk: Header, back: Sequence[Header], used: Sequence[Header]) -> Header:
+def joined(
+    trunk: Header, back: Sequence[Header], used: Sequence[Header], lost: Cost
+) -> Header:
     """Return the trunk's header with what its children did, on a hop after all of theirs.
 
     Args:
         trunk: As it forked.
         back: Children that are back: the packet pays for all of them, and knows where they were.
         used: Those of them whose models were merged, whose training counts.
+        lost: What is known to have been spent on children that are not back.
     """
     assert trunk.forked is not None, "children come of a fork"
     since = trunk.forked.hop
@@ -32,7 +35,7 @@ def joined(trunk: Header, back: Sequence[Header], used: Sequence[Header]) -> Hea
     header = replace(
         trunk,
         hop=max(header.hop for header in (trunk, *back)) + 1,
-        spent=_spent(trunk, back),
+        spent=_spent(trunk, back) + lost,
         probe_bytes=trunk.probe_bytes
         + sum(_added(c.probe_bytes, trunk.probe_bytes) for c in back),
         journal=(*trunk.journal, *new)[-JOURNAL_LENGTH:],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -219,6 +220,10 @@ def test_a_late_child_is_dropped_and_its_spare_released() -> None:
     home = home_of(small)
     (merge,) = [r for r in home.chain if r.kind is RecordKind.MERGE]
     assert merge.note == "1 of 2 children"
+    (told,) = [json.loads(x) for x in small.world.lines if '"packet.merged"' in x]
+    there_and_back_and_lost = 3
+    assert home.spent.hops == there_and_back_and_lost
+    assert told["bytes"] > 3 * travelling(home.manifest).total
     small.world.run(small.world.now + 120.0)
     left = {
         n: [r.status for r in node.store.rows.values()] for n, node in small.world.nodes.items()
@@ -258,10 +263,10 @@ def test_what_children_did_is_joined() -> None:
     home_of(small)
     trunk, *children = headers[:3]
     assert trunk.forked is not None
-    header = joined(trunk, children, children[:1])
+    header = joined(trunk, children, children[:1], Cost(1, 0.0, 40.0, 0.0))
     assert header.hop > max(c.hop for c in children)
-    assert header.spent.hops == sum(c.spent.hops for c in children)
-    assert header.spent.bytes == pytest.approx(sum(c.spent.bytes for c in children))
+    assert header.spent.hops == sum(c.spent.hops for c in children) + 1
+    assert header.spent.bytes == pytest.approx(sum(c.spent.bytes for c in children) + 40)
     assert [e.node for e in header.journal] == [e.node for c in children for e in c.journal]
     assert header.trained == {"visits": 1.0, "distinct": 2.0, "cycle": 1.0, "in_cycle": 0.0}
     assert [r.kind.value for r in header.chain] == ["init", "fork", "train"]
