@@ -353,7 +353,7 @@ class Guard:
     digits 0.1 undid a third of the good visits and cost ten points of accuracy, 0.3 none."""
     rollback_loss: float = 2.0
     """The loss may grow to this multiple plus one nat: the multiple at which a divergence is
-    told from forgetting; infinity switches this off."""
+    told from forgetting; a huge one, 1e9, switches this off."""
     reject_harm: float = math.inf
     """Largest harm of what the visit added: accuracy without it less accuracy with it, above this
     on both of two disjoint halves of the reference set. Infinity switches this off."""
