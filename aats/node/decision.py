@@ -87,7 +87,8 @@ class Decision:
 
     def _observe(self, copy: Copy, probes: dict[NodeId, ProbeScores]) -> Observation:
         topology = self.look(copy)
-        rows = max(ROWS, len(topology.candidates)) if self._sees_all(copy.header) else ROWS
+        count = len(topology.candidates)
+        rows = count if count > ROWS and self._sees_all(copy.header) else ROWS
         seen = observe(copy.header, topology, self._desk.now, probes=probes, k=rows)
         if copy.header.branch and seen.phase is Phase.VERIFY:
             return replace(seen, phase=Phase.SEEK)  # the trunk asks, once it is merged
