@@ -28,13 +28,13 @@ def test_every_way_is_compared_with_a_fedavg_of_its_split_and_its_loss(snake: An
             assert rival.method["calibrated"]
 
 
-def test_accuracy_within_bytes_is_of_the_last_cycles_they_were_enough_for(snake: Any) -> None:
+def test_accuracy_within_bytes_is_the_best_they_were_enough_for(snake: Any) -> None:
     journey = snake.Journey([0.1, 0.2, 0.4, 0.6, 0.8, 0.7], [10, 20, 30, 40, 50, 60])
     assert journey.final == pytest.approx(0.7)
     assert journey.rise == pytest.approx(0.7 - 0.7 / 3)
-    assert journey.within(45) == pytest.approx(0.4)
-    assert journey.within(60) == journey.final
-    assert journey.within(9) == 0.0
+    assert journey.best_within(45) == 0.6
+    assert journey.best_within(60) == 0.8
+    assert journey.best_within(9) == 0.0
     assert journey.bytes_to(0.6) == 40
     assert journey.bytes_to(0.9) == float("inf")
 
