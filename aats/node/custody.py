@@ -16,9 +16,11 @@ custodian says `Alive` to the spare's holder; when it falls silent the holder as
 nobody answers it takes its spare back (SPARE -> WORKED) under a higher epoch, which is flooded
 as a notice: every older copy is dropped on sight.
 
-A node that gives up on a neighbour to which bytes had been sent cannot know whether that
-neighbour stored them; it raises the epoch, too, before it offers the packet elsewhere. So an
-effect may be computed twice, but of two copies only one lineage survives.
+Nobody takes custody before its sender has learnt of the accept and begun to send, even where no
+tensor is missing. So a node that gives up on a neighbour knows: either it sent nothing, and the
+neighbour has not got the packet, or it did, and cannot know whether the neighbour stored it. Then
+it raises the epoch, too, before it offers the packet elsewhere. So an effect may be computed
+twice, but of two copies only one lineage survives.
 
 A packet that forks stays where it is, WORKED, and its children are copies of their own beside it,
 written in one transaction with it. They return to this node and rest, and the merge replaces all
@@ -104,7 +106,7 @@ class Copy:
     """The signed header on offer."""
     tries: int = 0
     uncertain: bool = False
-    """Bytes went to `chosen[0]`, which may have stored them without our knowing."""
+    """We began to send to `chosen[0]`, which may have stored the packet without our knowing."""
     avoid: dict[NodeId, float] = field(default_factory=dict)
     """Stops that refused or did not answer, and until when to leave them out."""
     failures: int = 0

@@ -46,7 +46,10 @@ class LinkDown:
 
 @dataclass(frozen=True, slots=True)
 class PacketReceived:
-    """The bulk lane has every tensor of an accepted offer, verified; not yet durable."""
+    """The bulk lane has every tensor of an accepted offer, verified; not yet durable.
+
+    The sender knows of the accept: even where nothing was missing, it has begun to send.
+    """
 
     sender: NodeId
     key: CustodyKey

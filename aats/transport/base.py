@@ -10,6 +10,9 @@ itself (`Kind.TICKET`); the sender's daemon hands it to `take_ticket`. The ticke
 transfer's random token and key and the ranges to send, so the receiver's disk decides what
 travels, not the `known` of an `Accept`, which may be out of date. Ticket and `send` may come in
 either order. The core's messages never contain keys.
+
+A receiver that lacks nothing waits for the sender's word, too, and has the packet only then: a
+sender that never learnt of the accept may give the packet to somebody else.
 """
 
 from __future__ import annotations
@@ -138,8 +141,9 @@ class BulkTransport(Protocol):
     ) -> None:
         """Make room for an accepted offer and take its tensors.
 
-        Answers with a `TicketReady`, then `PacketReceived` once every digest holds, or
-        `ReceptionFailed`. `overhead_bytes` (the offer's own size) is added to its wire bytes.
+        Answers with a `TicketReady`, then `PacketReceived` once every digest holds and the sender
+        has begun to `send`, or `ReceptionFailed`. `overhead_bytes` (the offer's own size) is added
+        to its wire bytes.
         """
 
     def take_ticket(self, sender: NodeId, data: bytes) -> None:

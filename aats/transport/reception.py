@@ -40,6 +40,7 @@ GREETING_S = 5.0
 BUFFERS_KEPT = 8
 REPLIES_BYTES = 64 << 10
 """Answers waiting for a sender to read them."""
+OF_SENDERS = frozenset({FrameKind.CHUNK, FrameKind.READY})
 
 
 @dataclass(slots=True)
@@ -131,9 +132,6 @@ class Receiver:
             part.prepare()  # while the ticket travels
         except OSError as error:
             self._break_off(reception, str(error))
-            return
-        if not chunks:
-            self._finish(reception, None)
 
     def _issue(self, reception: Reception) -> None:
         """Hand out the ticket, for the first time or once more to a sender that forgot it."""
@@ -149,15 +147,15 @@ class Receiver:
         """Return where the bytes of a frame go: the part's mapping, or a buffer on the way.
 
         Raises:
-            WireError: If this is no chunk, or one of a transfer that nobody here knows.
+            WireError: If no sender says this, or it is of a transfer that nobody here knows.
         """
         reception = self._receptions.get(head.token)
-        if head.kind is not FrameKind.CHUNK or (
+        if head.kind not in OF_SENDERS or (
             reception is None and not self._connections.get(connection)
         ):
             raise WireError(f"bulk frame {head.kind.name} of an unknown transfer")
         self._connections[connection] = True
-        if reception is not None and self._fits(reception, head):
+        if reception is not None and head.kind is FrameKind.CHUNK and self._fits(reception, head):
             former = reception.filling.get(head.index)
             if former is not None:
                 self._drop(former)  # its sender has dialled anew
@@ -192,14 +190,15 @@ class Receiver:
         )
 
     def take(self, connection: Connection, head: Head, data: Bytes) -> None:
-        """Take a chunk whose bytes are there."""
+        """Take a chunk whose bytes are there, or the word that none is needed."""
         index, reception = head.index, self._receptions.get(head.token)
         if reception is None:
             self._release(data)
             self._reply(connection, FrameKind.REFUSED, head.token, index, b"unknown transfer")
             return
         try:
-            self._place(reception, index, data, connection)
+            if head.kind is FrameKind.CHUNK:
+                self._place(reception, index, data, connection)
         except InvalidTag:
             self._break_off(reception, f"chunk {index}: tampered with", connection)
             return
@@ -281,7 +280,7 @@ class Receiver:
         reception.cipher.decrypt_into(nonce(index), data.data, token, into.data)
         return into
 
-    def _finish(self, reception: Reception, connection: Connection | None) -> None:
+    def _finish(self, reception: Reception, connection: Connection) -> None:
         if reception.ticket.token not in self._receptions:
             return  # forgotten meanwhile
         try:
@@ -292,8 +291,7 @@ class Receiver:
             return
         self._let_go(reception)
         self._on_event(PacketReceived(reception.sender, reception.key, reception.wire_bytes))
-        if connection is not None:
-            self._reply(connection, FrameKind.DONE, reception.ticket.token)
+        self._reply(connection, FrameKind.DONE, reception.ticket.token)
 
     def _spoil(
         self, reception: Reception, reason: str, connection: Connection | None = None

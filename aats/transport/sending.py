@@ -36,6 +36,8 @@ TICKETS_KEPT = 256
 """Tickets that came before the core said to send."""
 CONNECTIONS_KEPT = 64
 """Connections kept open to receivers, the latest used."""
+READY_INDEX = 0
+"""Stands for the one frame of a transfer without chunks."""
 TEXT_BYTES = 500
 """Of a reply."""
 
@@ -136,7 +138,8 @@ class Sender:
         transfer.token, transfer.cipher, transfer.chunks = (
             ticket.token, cipher(ticket.secret), chunks,
         )  # fmt: skip
-        transfer.waiting = [i for i in reversed(range(len(chunks))) if not ticket.done[i]]
+        missing = [i for i in reversed(range(len(chunks))) if not ticket.done[i]]
+        transfer.waiting = missing if chunks else [READY_INDEX]
         transfer.under_way = {}
         transfer.heard = time.monotonic()
         if not transfer.waiting:
@@ -157,7 +160,7 @@ class Sender:
             return
         if transfer.to not in self._pacers:
             self._pacers[transfer.to] = Pacer(self._shaping(transfer.to))
-        token, size = transfer.token, size_of(transfer.chunks[index])
+        token, size = transfer.token, size_of(transfer.chunks[index]) if transfer.chunks else 0
         self._thread.at(
             self._pacers[transfer.to].arrival(size, time.monotonic()),
             lambda: self._push(transfer, token, index),
@@ -171,10 +174,13 @@ class Sender:
         except LocalError as error:
             self._fail(transfer, str(error))
             return
+        transfer.heard = time.monotonic()
+        if not transfer.chunks:
+            connection.send(pack_head(FrameKind.READY, token))
+            return
         buffer, data = self._sealed(transfer, index)
         transfer.under_way[index] = buffer
         transfer.began = True
-        transfer.heard = time.monotonic()
         connection.send(pack_head(FrameKind.CHUNK, token, index, len(data)), data)
 
     def _sealed(self, transfer: Transfer, index: int) -> tuple[Bytes | None, memoryview]:

@@ -106,6 +106,8 @@ class FrameKind(IntEnum):
     """Back: every digest holds. Not yet durable: that is the custody message's word."""
     REFUSED = 4
     """Back: this token is unknown, or the bytes are wrong; the reason follows."""
+    READY = 5
+    """Sender to receiver: I know that you lack nothing. Only now may you take the packet."""
 
 
 @dataclass(frozen=True, slots=True)

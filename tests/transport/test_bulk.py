@@ -81,6 +81,7 @@ class World:
         self.nodes: dict[NodeId, Node] = {}
         self.tickets: list[Ticket] = []
         self.tamper: Callable[[Ticket], Ticket] = lambda ticket: ticket
+        self.loses_tickets = False
 
     def node(self, name: str, **options: object) -> Node:
         node = self.nodes[NodeId(name)] = Node(self, name, **options)
@@ -89,7 +90,16 @@ class World:
     def carry(self, sender: NodeId, event: TicketReady) -> None:
         ticket = self.tamper(Ticket.decode(event.data))
         self.tickets.append(ticket)
-        self.nodes[event.to].lane.take_ticket(sender, ticket.encode())
+        if not self.loses_tickets:
+            self.nodes[event.to].lane.take_ticket(sender, ticket.encode())
+
+    def lose_accept(self, source: Node, target: Node, payload: Payload, key: CustodyKey) -> None:
+        """An offer is accepted, and its sender does not learn of it: nobody has the packet."""
+        self.loses_tickets = True
+        target.lane.expect(source.name, key.next(), payload.manifest)
+        self.hub.thread.call_and_wait(lambda: None)
+        self.loses_tickets = False
+        assert target.events.empty(), "received, and the sender knows nothing of it"
 
     def close(self) -> None:
         for node in self.nodes.values():
@@ -158,8 +168,45 @@ def test_a_payload_arrives_as_it_was(world: World, sizes: dict[str, int]) -> Non
     assert payload.manifest.total <= event.wire_bytes <= payload.manifest.total * 1.01 + 400
 
 
-def test_a_payload_without_tensors_needs_no_bulk(world: World) -> None:
+def test_a_payload_without_tensors_travels_on_a_word(world: World) -> None:
     hop(world.node("a"), world.node("b"), Payload(), key_of(1))
+
+
+@pytest.mark.parametrize("why", ["empty", "another has it", "it came before"])
+def test_nobody_has_a_packet_before_its_sender_begins_to_send(world: World, why: str) -> None:
+    a, b = world.node("a"), world.node("b")
+    payload, key = Payload() if why == "empty" else tensors(1, w=10), key_of(2)
+    a.store.submit(key, payload)
+    a.store.save(row_of(key, payload.manifest))
+    if why == "another has it":
+        hop(a, b, payload, key_of(1))
+    elif why == "it came before":
+        b.lane.expect(a.name, key.next(), payload.manifest)
+        a.lane.send(b.name, key.next(), key, payload.manifest)
+        assert isinstance(b.next(), PacketReceived)
+        a.lane.cancel(key.next())
+    for _ in range(2):
+        world.lose_accept(a, b, payload, key)
+    hop(a, b, payload, key)
+    assert a.events.empty()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_lost_only_what_was_sent_is_received(world: World, seed: int) -> None:
+    rng = random.Random(f"lost accepts/{seed}")
+    nodes = [world.node(name) for name in "abc"]
+    payloads = [Payload(), tensors(1, w=10), tensors(2, w=CHUNK_BYTES // 2)]
+    for trip in range(8):
+        source, target = rng.sample(nodes, 2)
+        payload, key = rng.choice(payloads), key_of(trip)
+        source.store.submit(key, payload)
+        source.store.save(row_of(key, payload.manifest))
+        for _ in range(rng.randint(0, 3)):
+            world.lose_accept(source, target, payload, key)
+            if rng.random() < 0.5:
+                target.lane.cancel(key.next())
+        if rng.random() < 0.8:  # else the sender gives up
+            hop(source, target, payload, key)
 
 
 def test_only_what_the_receiver_lacks_travels(world: World) -> None:
@@ -174,7 +221,7 @@ def test_only_what_the_receiver_lacks_travels(world: World) -> None:
     tag = TAG_BYTES if world.encrypt else 0
     assert event.wire_bytes == 4 * 3000 + HEAD_BYTES + tag + ticket
     again = hop(a, b, changed, key_of(3))
-    assert again.wire_bytes == len(world.tickets[-1].encode())
+    assert again.wire_bytes == len(world.tickets[-1].encode()) + HEAD_BYTES
 
 
 def test_many_small_changes_share_a_chunk(world: World) -> None:
@@ -383,6 +430,7 @@ HOSTILE = [
     pack_head(FrameKind.CHUNK, GUESS, 0, 100) + b"data",
     pack_head(FrameKind.CHUNK, GUESS, 0, 2 * CHUNK_BYTES),
     pack_head(FrameKind.CREDIT, GUESS),
+    pack_head(FrameKind.READY, GUESS),
 ]
 
 
@@ -468,6 +516,14 @@ def test_a_forgotten_transfer_writes_no_more(world: World) -> None:
         sender.sendall(chunk[len(chunk) // 2 :])
         assert unpack_head(sender.recv(HEAD_BYTES)).kind is FrameKind.REFUSED
         assert bytes(part.arena.view(payload.manifest.total)) == before
+    assert b.events.empty()
+
+
+def test_a_sender_that_sends_nothing_of_what_lacks_gets_nowhere(world: World) -> None:
+    b, _, _, ticket = expected(world, 1000)
+    with dialled(b.lane.address) as sender:
+        sender.sendall(pack_head(FrameKind.READY, ticket.token))
+        assert unpack_head(sender.recv(HEAD_BYTES)).kind is FrameKind.CREDIT
     assert b.events.empty()
 
 
