@@ -40,6 +40,10 @@ class Plugin:
     params: dict[str, Any] = field(default_factory=dict)
 
 
+METHOD, POLICY = Plugin("sequential"), Plugin("rl")
+"""What a packet does at a stop, and how it picks its next one, unless its owner says otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """One line of a requirement: this skill, by this metric, at least this value."""

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from aats.advert import ProbeMode, Role
 from aats.bounds import Between
 from aats.ids import NodeId
-from aats.packet import Architecture, Cost, PacketKind, Plugin, Target
+from aats.packet import METHOD, POLICY, Architecture, Cost, PacketKind, Plugin, Target
 from aats.topology.network import Edge, LinkDefaults, Network
 
 Share = Annotated[float, Between(0, 1)]
@@ -201,9 +201,9 @@ class PacketConfig:
     model: Architecture
     """A builder of `aats.models` and its configuration, e.g. `{ name = "mlp", hidden = [32] }`."""
     kind: PacketKind = PacketKind.TRAIN
-    method: Plugin = Plugin("sequential")
+    method: Plugin = METHOD
     """What a visit does, with its parameters."""
-    policy: Plugin = Plugin("minibatch")
+    policy: Plugin = POLICY
     """How it picks its next stop, with its parameters."""
     rendezvous: Plugin | None = None
     """How it works at several nodes at one moment, with its parameters; a packet without one

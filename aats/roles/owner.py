@@ -12,6 +12,8 @@ from aats.ids import PacketId, new_packet_id
 from aats.learning.method import prepared
 from aats.learning.weights import initial_payload
 from aats.packet import (
+    METHOD,
+    POLICY,
     UNLIMITED,
     Architecture,
     Cost,
@@ -26,8 +28,6 @@ from aats.payload import MODEL, Payload
 from aats.roles.data import Batch
 from aats.wire import sign_mandate
 
-TRAIN, SEQUENTIAL, MINIBATCH = PacketKind.TRAIN, Plugin("sequential"), Plugin("minibatch")
-
 
 def make_packet(
     owner: Identity,
@@ -35,9 +35,9 @@ def make_packet(
     requirement: tuple[Target, ...],
     *,
     created: float,
-    kind: PacketKind = TRAIN,
-    method: Plugin = SEQUENTIAL,
-    policy: Plugin = MINIBATCH,
+    kind: PacketKind = PacketKind.TRAIN,
+    method: Plugin = METHOD,
+    policy: Plugin = POLICY,
     rendezvous: Plugin | None = None,
     budget: Cost = UNLIMITED,
     deadline: float = inf,

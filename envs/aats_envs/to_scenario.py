@@ -19,7 +19,7 @@ from aats.compose import Plan
 from aats.config import Scenario, build
 from aats.errors import ScenarioError, nearest
 from aats.ids import NodeId
-from aats.packet import Plugin
+from aats.packet import POLICY, Plugin
 from aats_envs.network import KnowledgeNetwork
 
 HELD_OUT = 0.25
@@ -33,7 +33,6 @@ LIMIT_S = 1e7
 WIDTHS = range(4, 1 << 18)
 TOLERANCE = 0.1
 """By how much a packet's size may differ from the network's."""
-DEFAULT_POLICY = Plugin("minibatch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ def to_scenario(
     task: str = "digits",
     seed: int = 0,
     *,
-    policy: Plugin = DEFAULT_POLICY,
+    policy: Plugin = POLICY,
 ) -> Scenario:
     """Return a scenario of a drawn network, with its packet.
 
