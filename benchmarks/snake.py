@@ -428,7 +428,6 @@ def summary(
             "at equal bytes": mean(j.final for j, _ in pairs)
             / mean(r.best_within(j.wire_bytes[-1]) for j, r in pairs),
             "MB in all": mean(j.wire_bytes[-1] for j in journeys) / 1e6,
-            "MB tensors a cycle": mean(j.tensor_bytes[-1] for j in journeys) / 1e6,
         }
         for mark in marks:
             got = [j.bytes_to(mark) / 1e6 for j in journeys]
