@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import networkx as nx
 import pytest
@@ -11,13 +11,13 @@ from aats.advert import Role
 from aats.ids import NodeId
 from aats.ledger.record import check_chain
 from aats.lineage import Record, RecordKind
-from aats.messages import Custody, Offer
+from aats.messages import Accept, Custody, Message, Offer
 from aats.node.commands import Command, RunTask, SaveCustody, SendMessage, SendPacket
 from aats.node.events import Event
 from aats.node.tasks import MergeTask, VisitTask
 from aats.packet import Header
 from aats.replay import Divergence, EventLog, replay
-from aats.routing.agent import Action
+from aats.routing.agent import Action, Agent
 from aats.routing.policy import Choice, Observation
 from aats.sim.link import LinkSpec
 from aats.sim.node import SimulatedNode
@@ -56,11 +56,27 @@ class Plain:
         return Action.TRAIN if has_wanted_data else Action.PASS
 
 
-def make(pairs: list[tuple[int, int]], seed: int, link: LinkSpec, **more: object) -> SmallWorld:
+class Idle(Plain):
+    """Works at every fourth hop only: so many nodes have all that they are offered."""
+
+    def arrive(
+        self, header: Header, roles_here: Collection[Role], has_wanted_data: bool, now: float
+    ) -> Action:
+        action = super().arrive(header, roles_here, has_wanted_data, now)
+        return Action.PASS if action is Action.TRAIN and header.hop % 4 else action
+
+
+def make(
+    pairs: list[tuple[int, int]],
+    seed: int,
+    link: LinkSpec,
+    agent: Callable[[], Agent] = Plain,
+    **more: object,
+) -> SmallWorld:
     return small_world(
         pairs,
         policies=lambda plugin: Wanderer(),
-        agents=lambda kind: Plain(),
+        agents=lambda kind: agent(),
         seed=seed,
         link=link,
         **more,  # type: ignore[arg-type]
@@ -233,6 +249,57 @@ def test_a_packet_comes_home_under_any_schedule(seed: int) -> None:
 def test_a_packet_comes_home_under_many_more_schedules(seed: int) -> None:
     small = schedule(seed)
     run_home(small, seed)
+
+
+def deafen(small: SmallWorld, seed: int, until_s: float = 300.0) -> None:
+    """Let now one, now another node's accepts and custodies come to nobody for a while."""
+    rng, world = random.Random(f"deaf/{seed}"), small.world
+    send, spells = world.send, dict[tuple[NodeId, NodeId], float]()
+
+    def lossy(sender: NodeId, to: NodeId, message: Message) -> None:
+        if isinstance(message, Accept | Custody) and world.now < until_s:
+            if rng.random() < 0.1:
+                spells[sender, to] = world.now + 60.0
+            if spells.get((sender, to), 0.0) > world.now:
+                return
+        send(sender, to, message)
+
+    world.send = lossy  # type: ignore[method-assign]
+
+
+def run_idle(seed: int) -> tuple[int, int]:
+    """Run a packet that changes rarely and whose senders are deaf; count what changes hands.
+
+    Returns:
+        Transfers begun, and those of them whose receiver lacked nothing.
+    """
+    small = schedule(seed, agent=Idle)
+    deafen(small, seed)
+    lacking: list[int] = []
+
+    def count(node: SimulatedNode, what: Event | Command | None) -> None:
+        if isinstance(what, SendPacket):
+            lacking.append(len(what.manifest.missing(what.known)))
+
+    small.world.hooks.append(count)
+    run_home(small, seed)
+    return len(lacking), lacking.count(0)
+
+
+@pytest.mark.parametrize("seed", range(QUICK // 6))
+def test_a_packet_whose_receivers_lack_nothing_comes_home(seed: int) -> None:
+    run_idle(seed)
+
+
+def test_receivers_that_lack_nothing_are_common_where_a_packet_changes_rarely() -> None:
+    begun, whole = run_idle(0)
+    assert whole > begun / 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(QUICK // 6, FULL))
+def test_a_packet_whose_receivers_lack_nothing_comes_home_under_many_more(seed: int) -> None:
+    run_idle(seed)
 
 
 @pytest.mark.parametrize("seed", range(3))
