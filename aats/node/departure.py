@@ -15,6 +15,7 @@ from aats.node.holdings import Holdings
 from aats.node.news import in_reach
 from aats.node.steps import Steps
 from aats.packet import Cost
+from aats.topology.drrt import HEADER_BYTES, RECORD_BYTES
 from aats.wire import sign_header
 
 
@@ -44,8 +45,8 @@ class Departure:
         copy.doing = Doing.OFFERING
         copy.tries += 1
         desk.send(row.chosen[0], Offer(copy.next_key, copy.outgoing, row.chosen[1:], row.data_of))
-        wait_s = desk.config.offer_timeout_s * 2 ** (copy.tries - 1)
-        desk.timers.set(("offer", copy.key), desk.now + wait_s)
+        size = HEADER_BYTES + RECORD_BYTES * len(copy.outgoing.chain)
+        self._wait(copy, row.chosen[0], desk.config.offer_timeout_s * 2 ** (copy.tries - 1), size)
 
     def timed_out(self, key: CustodyKey) -> None:
         """Repeat an unanswered offer or an unacknowledged transfer, or give the neighbour up."""
@@ -69,9 +70,14 @@ class Departure:
             SendPacket(sender, message.key, copy.key, copy.outgoing.manifest, message.known)
         )
         size = copy.outgoing.manifest.total
-        link_s = self._desk.map.transfer_s(self._desk.node, (sender,), size)
-        wait_s = self._desk.config.transfer_timeout_s + 3 * (link_s if link_s < inf else 0.0)
-        self._desk.timers.set(("offer", copy.key), self._desk.now + wait_s)
+        self._wait(copy, sender, self._desk.config.transfer_timeout_s, size)
+
+    def _wait(self, copy: Copy, to: NodeId, timeout_s: float, size_bytes: int) -> None:
+        """Wait for an answer: so long, and three times what the link takes for so many bytes."""
+        desk = self._desk
+        link_s = desk.map.transfer_s(desk.node, (to,), size_bytes)
+        wait_s = timeout_s + 3 * (link_s if link_s < inf else 0.0)
+        desk.timers.set(("offer", copy.key), desk.now + wait_s)
 
     def refused(self, sender: NodeId, message: Refuse) -> None:
         """Choose another stop, or drop a copy that is no longer the living one."""

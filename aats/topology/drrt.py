@@ -14,6 +14,8 @@ from aats.topology.stops import Candidate, StopKind, Topology
 
 HEADER_BYTES = 4096
 """What a header adds to a move, roughly."""
+RECORD_BYTES = 700
+"""What each record of the chain adds to a header, roughly."""
 HURT_GAIN = -0.2
 """A visit that changed the mean capped skill by less than this hurt. Less than that is what an
 honest but one-sided node costs, and what a small reference set cannot tell from chance."""
