@@ -11,6 +11,9 @@ from signal import SIGKILL, SIGTERM, Signals
 
 from aats.node.forkserver import ForkServer, ForkServerLost
 
+KILLED_S = 5.0
+"""Until a process that was killed is gone, at most, whatever the load."""
+
 
 class Change(StrEnum):
     """What happened to a supervised process."""
@@ -130,7 +133,7 @@ class Supervisor:
                 if process in chosen and process.is_up:
                     self._server.kill(name, SIGKILL)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.gather(*late), patience_s)
+                await asyncio.wait_for(asyncio.gather(*late), KILLED_S)
 
     def _start(self, name: str) -> None:
         process = self._processes[name]

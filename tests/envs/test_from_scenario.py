@@ -13,6 +13,7 @@ from aats.config import Scenario, build, load_scenario
 from aats.errors import ScenarioError
 from aats.learning.calibrate import TASKS
 from aats.node.tasks import VerifyResult, VerifyTask, VisitResult, VisitTask
+from aats.packet import Plugin
 from aats.roles.runner import run_task
 from aats.sim.node import FORWARD_SHARE, PROBE_SHARE, TRUST_SHARE
 from aats_envs.draw import draw
@@ -286,7 +287,7 @@ def test_moves_visits_and_probes_take_what_the_simulated_world_says(task: str, s
     found: dict[str, list[tuple[float, float]]] = {}
     for seed in range(seeds):
         net = drawn(replace(family, seed=seed), seed)
-        scenario = to_scenario(net, task, seed=seed)
+        scenario = to_scenario(net, task, seed=seed, policy=Plugin("minibatch"))
         world = build_world(scenario, advertised(net, compose(scenario)))
         world.start()
         assert world.run(1e5, lambda world=world: bool(world.deliveries))
