@@ -4,7 +4,8 @@
     python examples/train_a_policy.py my/scenario.toml 500000
 
 It learns in the environment of that scenario, where small models learn by the nodes' rows, and is
-compared in the simulated world, where the scenario's own are trained. Needs: pip install 'aats-network[rl]'.
+compared in the simulated world, where the scenario's own are trained.
+Needs: pip install 'aats-network[rl]'.
 """
 
 from __future__ import annotations

@@ -18,9 +18,7 @@ MAX_NUMBERS = 128
 """Of `Header.trained`: no node takes a packet with many more."""
 
 
-def joined(
-    trunk: Header, back: Sequence[Header], used: Sequence[Header], lost: Cost
-) -> Header:
+def joined(trunk: Header, back: Sequence[Header], used: Sequence[Header], lost: Cost) -> Header:
     """Return the trunk's header with what its children did, on a hop after all of theirs.
 
     Args:
