@@ -27,7 +27,7 @@ BATCH, RATE, CLIP = 8, 0.1, 1.0
 KEPT = 4
 """Visits whose weights travel along at most, where their mean is shipped."""
 STRIDES = np.array([1, 7, 11, 13, 17, 19, 23, 29, 31, 37])
-"""Primes above 31 for nodes whose number of rows has all the others as divisors."""
+"""Of walks round a node's rows: one at least has no divisor in common with any number of them."""
 
 
 class RowLearner:
