@@ -359,7 +359,7 @@ def test_no_room_to_note_what_has_come_is_said(
         event = b.next()
     assert isinstance(event, ReceptionFailed)
     assert "No space left" in event.reason
-    hop(a, b, payload, key)
+    hop(a, b, payload, key_of(2))  # another packet: of this one the sender holds a dead ticket
 
 
 def test_tampering_on_the_way_is_noticed(tmp_path: Path) -> None:
