@@ -199,6 +199,8 @@ class Receiver:
         try:
             if head.kind is FrameKind.CHUNK:
                 self._place(reception, index, data, connection)
+            else:
+                self._release(data)
         except InvalidTag:
             self._break_off(reception, f"chunk {index}: tampered with", connection)
             return

@@ -359,7 +359,13 @@ def test_no_room_to_note_what_has_come_is_said(
         event = b.next()
     assert isinstance(event, ReceptionFailed)
     assert "No space left" in event.reason
-    hop(a, b, payload, key_of(2))  # another packet: of this one the sender holds a dead ticket
+    # The sender learns of it as soon as it begins; its core then offers the packet again.
+    a.store.submit(key, payload)
+    a.store.save(row_of(key, payload.manifest))
+    a.lane.send(b.name, key.next(), key, payload.manifest)
+    assert isinstance(a.next(), TransferFailed)
+    assert isinstance(b.next(), Notice)
+    hop(a, b, payload, key)
 
 
 def test_tampering_on_the_way_is_noticed(tmp_path: Path) -> None:

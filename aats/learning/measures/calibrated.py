@@ -33,15 +33,18 @@ class Calibrated(Measure):
 
     def begin(self, model: nn.Module, stop: Stop, plan: Plan, state: Mapping[str, Array]) -> None:
         """Count the node's labels."""
-        for skill, data in stop.data.items():
-            counts = torch.bincount(torch.from_numpy(data.train_y), minlength=data.num_classes)
-            self._counts[skill] = counts + UNSEEN
+        self._counts = {
+            skill: torch.bincount(torch.from_numpy(data.train_y))
+            for skill, data in stop.data.items()
+        }
 
     def criterion(
         self, value: Tensor, logits: Tensor, x: Tensor, y: Tensor, skill: str
     ) -> Tensor:  # fmt: skip
         """Return cross-entropy of the logits with the frequencies added."""
-        counts = self._counts[skill]
-        counts += torch.bincount(y, minlength=len(counts))
-        shares = counts / counts.sum()
+        # A model may know more classes than the node.
+        counts, width = self._counts[skill], logits.shape[1]
+        counts = nn.functional.pad(counts, (0, width - len(counts)))
+        counts = self._counts[skill] = counts + torch.bincount(y, minlength=width)
+        shares = (counts + UNSEEN) / (counts + UNSEEN).sum()
         return nn.functional.cross_entropy(logits + shares.log().to(logits.dtype), y)
