@@ -109,6 +109,7 @@ class NodeCore:
                 desk.neighbours.setdefault(link.peer, now)
                 desk.links.link_up(link, now)
                 desk.trace("link.up", peer=link.peer)
+                self._journey.decision.wake(link.peer)
             case LinkDown(peer=peer):
                 if desk.neighbours.pop(peer, None) is not None:
                     desk.links.link_down(peer, now)
@@ -190,7 +191,7 @@ class NodeCore:
     def _start(self, event: Started) -> None:
         desk = self._desk
         desk.incarnation = event.incarnation
-        desk.quiet_since = desk.now
+        desk.grew_at = desk.now
         state = event.state or {}
         self._seq_saved = int(state.get("seq", b"0"))
         desk.links.restore(self._seq_saved)
@@ -260,10 +261,14 @@ class NodeCore:
         desk = self._desk
         while changes := desk.links.take_changes():
             desk.map.apply(changes)
-            desk.quiet_since = desk.now
-            for known in changes.values():
-                if known is not None:
-                    self._hear(known.advert)
+            for origin, known in changes.items():
+                if known is None:
+                    continue
+                ends = {(origin, link.peer) for link in known.advert.links} | {(origin, origin)}
+                if not ends <= desk.met:
+                    desk.met |= ends
+                    desk.grew_at = desk.now
+                self._hear(known.advert)
             self._requests.give_samples()
         for rejection in desk.links.take_rejections():
             desk.trace("advert.rejected", origin=rejection.origin, sender=rejection.sender,

@@ -57,7 +57,7 @@ class Decision:
             return
         if header.errand is not None and self._steps.errand(copy):
             return
-        if header.hop == 0 and desk.now - desk.quiet_since < desk.config.settle_s:
+        if header.hop == 0 and desk.now - desk.grew_at < desk.config.settle_s:
             self._wait(copy, "the map to settle", desk.config.settle_s)
             return
         observation = self._observe(copy, {})
@@ -315,6 +315,14 @@ class Decision:
         wait_s = min(self._desk.config.retry_s * 2.0 ** min(copy.failures, 10), RETRY_MAX_S)
         copy.failures += 1
         self._wait(copy, for_what, wait_s)
+
+    def wake(self, peer: NodeId) -> None:
+        """Look again soon: a link to this neighbour has come up, so there may be a way now."""
+        at = self._desk.now + self._desk.config.retry_s
+        for copy in self._held.copies.values():
+            copy.avoid.pop(peer, None)
+            if copy.doing is Doing.WAITING:
+                self._desk.timers.hasten(("retry", copy.key), at)
 
     def retry(self, key: CustodyKey) -> None:
         """Go on with a copy that waited."""

@@ -30,7 +30,7 @@ class Departure:
         desk, row = self._desk, copy.row
         to = row.chosen[0]
         if to not in desk.neighbours:
-            self._give_up(copy, f"no link to {to}")
+            self._give_up(copy, f"no link to {to}", leave_out=False)
             return
         header = copy.header
         cost = Cost(1, desk.now - copy.since, 0, 0)
@@ -53,8 +53,11 @@ class Departure:
         copy = self._held.copies.get(key)
         if copy is None or copy.doing not in (Doing.OFFERING, Doing.SENDING):
             return
-        if copy.tries >= self._desk.config.offer_tries:
-            self._give_up(copy, f"no answer from {copy.row.chosen[0]}")
+        to = copy.row.chosen[0]
+        if to not in self._desk.neighbours:
+            self._give_up(copy, f"no link to {to}")
+        elif copy.tries >= self._desk.config.offer_tries:
+            self._give_up(copy, f"no answer from {to}")
         else:
             self._send_offer(copy)
 
@@ -120,16 +123,29 @@ class Departure:
         self._desk.timers.set(("offer", copy.key), self._desk.now + self._desk.config.retry_s)
 
     def link_down(self, peer: NodeId) -> None:
-        """Re-route what was on its way to a neighbour that is gone, after its time-outs."""
+        """Re-route what was on its way to a neighbour that is gone.
+
+        At once if no byte was sent. Otherwise it may have been stored there, and a daemon that
+        crashed is soon back with what had come: it is waited for.
+        """
         for copy in list(self._held.copies.values()):
-            if copy.doing is Doing.SENDING and copy.row.chosen[:1] == (peer,):
+            on_offer = copy.doing in (Doing.OFFERING, Doing.SENDING)
+            if not on_offer or copy.row.chosen[:1] != (peer,):
+                continue
+            if copy.uncertain:
                 copy.doing = Doing.OFFERING
+                self._desk.timers.set(
+                    ("offer", copy.key), self._desk.now + self._desk.config.restart_s
+                )
+            else:
+                self._give_up(copy, f"no link to {peer}", leave_out=False)
 
     def _give_up(self, copy: Copy, why: str, *, leave_out: bool = True) -> None:
         """Leave the chosen neighbour out for a while and decide anew.
 
-        If bytes had been sent to it, the epoch rises first: it may have stored them. Where its own
-        siblings crowd the way of a child, nothing is left out: there is room again soon.
+        If bytes had been sent to it, the epoch rises first: it may have stored them. Nothing is
+        left out where the map knows of a missing link, nor where a child's own siblings crowd
+        its way: there is room again soon.
         """
         desk, row = self._desk, copy.row
         stop, neighbour = row.chosen[-1], row.chosen[0]

@@ -41,7 +41,7 @@ class CoreConfig:
     """Ed25519 keys by node id; an advert or a header under another key is refused."""
     labels: dict[str, str] = field(default_factory=dict)
     settle_s: float = 0.5
-    """A packet leaves its owner only when the map has been quiet for so long."""
+    """A packet leaves its owner only when nothing new has come into the map for so long."""
     max_packets: int = 8
     """Packets held at a time; further offers are refused as `full`."""
     cached_copies: int = 4
@@ -53,6 +53,8 @@ class CoreConfig:
     offer_tries: int = 4
     transfer_timeout_s: float = 15.0
     """Until a transfer without a custody acknowledgement is offered again."""
+    restart_s: float = 3.0
+    """Until a neighbour whose link went down in the middle of a transfer is given up."""
     avoid_s: float = 15.0
     """How long a stop that refused or did not answer is left out."""
     retry_s: float = 0.5
@@ -105,8 +107,10 @@ class Desk:
         """Running tasks: who waits for it ("journey" or "requests"), and for what."""
         self.last_task = 0
         self.incarnation = 0
-        self.quiet_since = 0.0
-        """When the map last changed."""
+        self.met: set[tuple[NodeId, NodeId]] = set()
+        """Links of the map, now or formerly, by both ends; of a node itself the node twice."""
+        self.grew_at = 0.0
+        """When a node or a link was last seen for the first time."""
         self.is_leaving = False
         """It offers nothing more and takes only what is coming home."""
 

@@ -20,6 +20,11 @@ class Timers:
         self._live[name] = (at, self._count)
         heapq.heappush(self._heap, (at, self._count, name))
 
+    def hasten(self, name: Hashable, at: float) -> None:
+        """Let `name` fall due at `at` seconds if it is set for later."""
+        if name in self._live and at < self._live[name][0]:
+            self.set(name, at)
+
     def cancel(self, name: Hashable) -> None:
         """Forget `name`; nothing happens if it is not set."""
         self._live.pop(name, None)
