@@ -57,8 +57,9 @@ class Decision:
             return
         if header.errand is not None and self._steps.errand(copy):
             return
-        if header.hop == 0 and desk.now - desk.grew_at < desk.config.settle_s:
-            self._wait(copy, "the map to settle", desk.config.settle_s)
+        settled_at = desk.grew_at + desk.config.settle_s
+        if header.hop == 0 and desk.now < settled_at:
+            self._wait(copy, "the map to settle", settled_at - desk.now)
             return
         observation = self._observe(copy, {})
         if self._steps.seek(copy, observation.phase):

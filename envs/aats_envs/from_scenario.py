@@ -62,7 +62,8 @@ def from_scenario(
 ) -> list[tuple[KnowledgeNetwork, RealTask]]:
     """Return for each packet of a scenario its network and the same in earnest.
 
-    Links that a fault cuts count as whole; a crash at a time is an outage.
+    Links that a fault cuts count as whole; a crash at a time is an outage. A packet's clock
+    begins when it is submitted.
 
     Args:
         scenario: The scenario.
@@ -226,7 +227,7 @@ def _network(
             [plan.nodes[name].core.compute.joules_per_sample for name in names]
         )[at],
         queue=np.zeros(len(names)),
-        down=_outages(scenario, names),
+        down=_outages(scenario, names) - config.after_s,
         classes=np.array([_classes(plan, skill) for skill in skills]),
         target=np.array([target.value for target in requirement]),
         reference=np.array([len(plan.reference.get(s, ((), ()))[1]) for s in skills]),

@@ -25,6 +25,7 @@ from aats.node.requests import RELAY_BYTES
 from aats.routing.features import FEATURES, GLOBALS, PROBE_COLUMNS, encode_probes
 from aats.routing.probing import worth
 from aats.routing.view import Journey, Kind, Seen, Stops, look
+from aats.sim.network import Settings
 from aats.sim.node import FORWARD_SHARE, PROBE_SHARE, TRUST_SHARE, Pace
 from aats.topology.drrt import HEADER_BYTES, HURT_GAIN, PROBE_SAMPLES
 from aats_envs.batch import Networks, Source
@@ -34,6 +35,10 @@ from aats_envs.network import Bools, Floats, Ints
 
 CONFIG = CoreConfig(NodeId("any"))
 OVERHEAD_S = Pace().overhead_s
+NOTICED_S = Settings().detect_s
+"""Until a node that goes down is known to be down."""
+SPARE_S = CONFIG.silence_s + CONFIG.silence_tries * CONFIG.alive_s
+"""Until the spare behind a packet whose node is down goes on in its place."""
 ADVERT_AGE_S = 15.0
 """Age of adverts: half of the time in which they are renewed."""
 PROBE_AT = [FEATURES.index(name) for name in PROBE_COLUMNS]
@@ -250,15 +255,21 @@ class Simulator:
         return kind, node
 
     def _move(self, node: Ints) -> Bools:
-        """Move the packets; return [B] which have arrived. Others have lost some time."""
+        """Move the packets; return [B] which have arrived. Others have lost some time.
+
+        That a node is down is noticed a little later, and what was on its way there is kept for
+        it a while.
+        """
         net, b = self.net, self._all
         seconds, links = net.transfer_s[b, self.at, node], net.links[b, self.at, node]
-        arrival = self.spent[:, SECONDS] + seconds
-        down = net.down[b, node]
+        left = self.spent[:, SECONDS]
+        begin, end = net.down[b, node].T
         away = node != self.at
-        missed = away & (down[:, 0] <= arrival) & (arrival < down[:, 1])
+        missed = away & (begin <= left + seconds) & (left < end)
         ok = np.asarray(np.isfinite(seconds) & ~missed, np.bool_)
-        self.spent[:, SECONDS] += np.where(ok, seconds, CONFIG.offer_timeout_s)
+        waits = np.where(begin <= left, CONFIG.retry_s, CONFIG.restart_s)
+        lost = np.maximum(np.where(missed, begin, left) + NOTICED_S - left, 0.0) + waits
+        self.spent[:, SECONDS] += np.where(ok, seconds, lost)
         self.spent[:, HOPS] += np.where(ok, links, 0.0)
         self.spent[:, BYTES] += np.where(ok, links * (net.size_bytes + HEADER_BYTES), 0.0)
         self.hop += np.where(ok, links, 0.0)
@@ -277,7 +288,12 @@ class Simulator:
         work = held.sum(axis=(1, 2)) * net.epochs[rows]
         work = work + 2 * FORWARD_SHARE * net.reference[rows].sum(axis=1)
         seconds = OVERHEAD_S + work / net.samples_per_s[rows, node] * (1 + net.queue[rows, node])
-        self.spent[rows, SECONDS] += seconds
+        # A crash in the middle: the node begins again once it is back.
+        start = self.spent[rows, SECONDS]
+        begin, end = net.down[rows, node].T
+        is_cut = (start < begin) & (begin < start + seconds)
+        again = np.where(is_cut, np.minimum(end, begin + SPARE_S) - start, 0.0)
+        self.spent[rows, SECONDS] += seconds + again
         self.spent[rows, JOULES] += work * net.joules_per_sample[rows, node]
 
         at, before = self.when(rows), self.trusted[rows]
@@ -432,7 +448,8 @@ class Simulator:
             return found
 
         clock, down = self.spent[rows, SECONDS, None], net.down[rows]
-        away = (down[..., 0] <= clock) & (clock < down[..., 1]) & (every != here[:, None])
+        noticed = down[..., 0] + NOTICED_S
+        away = (noticed <= clock) & (clock < down[..., 1]) & (every != here[:, None])
         seconds = stop(np.where(away, np.inf, net.shown_transfer_s[rows, here]))
         kind = np.full(seconds.shape, int(Kind.MPVU))
         kind[:, :n] = np.where(net.has_data[rows], Kind.DATA, Kind.NONE)

@@ -30,6 +30,8 @@ MIN_CONTRIBUTORS = 3
 FLOAT_BYTES = 4
 LABEL_BYTES = 8
 LIMIT_S = 1e7
+SETTLED_S = 2.0
+"""When the packet sets out: the nodes know each other by then."""
 WIDTHS = range(4, 1 << 18)
 TOLERANCE = 0.1
 """By how much a packet's size may differ from the network's."""
@@ -150,7 +152,7 @@ def to_scenario(
         },
         "packets": [_packet(network, data, names[network.home], policy)],
         "faults": [
-            {"kind": "crash", "node": names[i], "after_s": start, "for_s": end - start}
+            {"kind": "crash", "node": names[i], "after_s": SETTLED_S + start, "for_s": end - start}
             for i, (start, end) in enumerate(network.down.tolist()) if start < math.inf
         ],
     })  # fmt: skip
@@ -250,6 +252,7 @@ def _packet(
     return {
         "name": "packet",
         "owner": owner,
+        "after_s": SETTLED_S,
         "requirement": [
             {"skill": skill, "value": float(value)}
             for skill, value in zip(data.skills, network.target, strict=False)

@@ -35,7 +35,7 @@ from aats.routing.view import Journey, Kind, Stops, look
 from aats.topology.drrt import HURT_GAIN, PROBE_SAMPLES
 from aats.topology.stops import Candidate, StopKind, Topology
 from aats_envs.presets import preset
-from aats_envs.simulator import Simulator
+from aats_envs.simulator import NOTICED_S, Simulator
 from aats_envs.source import FamilySource
 
 INF = float("inf")
@@ -200,7 +200,7 @@ def topology_of(sim: Simulator, row: int, header: Header) -> Topology:
     """What `aats.topology.drrt` would cut for the packet in this row."""
     net, here = sim.net, int(sim.at[row])
     clock, speed = sim.spent[row, 1], net.shown_per_s[row]
-    down = (net.down[row, :, 0] <= clock) & (clock < net.down[row, :, 1])
+    down = (net.down[row, :, 0] + NOTICED_S <= clock) & (clock < net.down[row, :, 1])
     seconds = np.where(down & (np.arange(net.limits.nodes) != here), INF,
                        net.shown_transfer_s[row, here])  # fmt: skip
     skills = [t.skill for t in header.mandate.requirement]

@@ -21,7 +21,7 @@ from aats_envs.family import Family
 from aats_envs.learner import PROBE_ROWS
 from aats_envs.network import KnowledgeNetwork
 from aats_envs.presets import PRESETS
-from aats_envs.simulator import OVERHEAD_S, Reward, Simulator
+from aats_envs.simulator import CONFIG, NOTICED_S, OVERHEAD_S, SPARE_S, Reward, Simulator
 from aats_envs.source import FamilySource
 from aats_envs.spaces import LOW_FEATURES, LOW_GLOBALS
 
@@ -231,16 +231,45 @@ def test_a_probe_is_paid_in_seconds_and_bytes() -> None:
     assert sim.paid[0, 1] == pytest.approx(paid + visit_s)
 
 
-def test_who_is_out_of_reach_is_not_shown_and_costs_a_timeout_if_missed() -> None:
+@pytest.mark.parametrize(
+    ("begin", "lost"),
+    [
+        (1.0, 1.0 + NOTICED_S + CONFIG.restart_s),  # cut off on its way
+        (-0.5, -0.5 + NOTICED_S + CONFIG.retry_s),  # not noticed yet
+        (-NOTICED_S, CONFIG.retry_s),
+    ],
+)
+def test_who_went_down_a_moment_ago_costs_time_and_then_is_not_shown(
+    begin: float, lost: float
+) -> None:
     down = np.full((4, 2), np.inf)
-    down[FAR] = 1.0, 4.0  # not yet at the start, but on arrival after 3 s
-    sim = begun(by_hand(down=down), probes=0)
+    down[FAR] = begin, 60.0
+    sim = begun(by_hand(), probes=0)
+    sim.net.down[0] = down
     go(sim, Kind.DATA, FAR)
     assert sim.at[0] == HOME
-    waited = sim.spent[0, 1]
-    assert sim.spent[0, [0, 2, 3]].tolist() == [0, 0, 0]
-    assert waited > 0
-    assert (FAR in sim.seen.rows[0]) == (waited >= 4.0)
+    assert sim.spent[0].tolist() == [0, pytest.approx(lost), 0, 0]
+    assert FAR not in sim.seen.rows[0]
+
+
+def test_a_node_that_goes_down_is_shown_until_that_is_noticed_and_once_it_is_back() -> None:
+    down = np.full((4, 2), np.inf)
+    down[FAR] = 4.0, 9.0
+    sim = begun(by_hand(down=down), probes=0)
+    for at, is_seen in ((3.9, True), (4.5, True), (4 + NOTICED_S, False), (8.9, False), (9, True)):
+        sim.spent[0, 1] = at
+        sim.look()
+        assert (FAR in sim.seen.rows[0]) == is_seen
+
+
+@pytest.mark.parametrize(("end", "kept"), [(5.0, 5.0), (1000.0, 3.0 + SPARE_S)])
+def test_a_visit_that_a_crash_cuts_short_begins_again(end: float, kept: float) -> None:
+    down = np.full((4, 2), np.inf)
+    down[NEAR] = 3.0, end  # arrived after 2 s
+    sim = begun(by_hand(down=down), probes=0)
+    go(sim, Kind.DATA, NEAR)
+    assert sim.at[0] == NEAR
+    assert sim.spent[0, 1] == pytest.approx(kept + VISIT_S - 2)
 
 
 def test_an_illegal_choice_fails_at_home() -> None:
