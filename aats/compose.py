@@ -29,6 +29,7 @@ from aats.learning.views import View, spread_views
 from aats.learning.weights import initial_payload
 from aats.node.core import NodeCore
 from aats.node.desk import CoreConfig
+from aats.node.pace import Pace
 from aats.node.spec import WorkSettings
 from aats.packet import Header, Plugin
 from aats.payload import Payload
@@ -39,7 +40,7 @@ from aats.roles.runner import TaskContext
 from aats.routing.rendezvous import merge_of
 from aats.sim.link import LinkSpec
 from aats.sim.network import SimulatedWorld, Sink
-from aats.sim.node import NodeParts, Pace
+from aats.sim.node import NodeParts
 from aats.sim.worker import worker_factory
 
 ID_EPOCH_MS = 1_735_689_600_000
@@ -305,12 +306,11 @@ def build_world(
             contribution=node.work.contribution,
             test_set=TestSet(min_contributors=node.work.min_contributors),
         )  # fmt: skip
-        compute = core.compute
         return NodeParts(
             name,
             lambda: NodeCore(core, identities[name], load_policy, load_agent, load_rendezvous),
             worker_factory(context),
-            Pace(compute.samples_per_s or 1.0, compute.joules_per_sample),
+            Pace.of(core.compute),
         )
 
     sim = scenario.sim

@@ -69,7 +69,7 @@ class LiveOptions:
     insecure: bool = False
     """No encryption between nodes: for measurements."""
     shaping: bool = False
-    """Delay and pace the links to their figures."""
+    """Delay and pace links and tasks to their figures."""
     custody: Literal["process", "host"] = "process"
     backoff: Backoff = Backoff()
     start_s: float = 120.0

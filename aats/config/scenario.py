@@ -94,8 +94,9 @@ class NodeConfig:
     """Holds data; offers compute; verifies (mpvu); submits packets (owner); only passes packets
     on (transit)."""
     samples_per_s: NotNegative = 1000.0
-    """Training samples per second of the reference step: the speed of a simulated node, and what
-    a live node advertises before it has measured its own. 0: offers no compute."""
+    """Training samples per second of the reference step: the speed of a node, simulated or live;
+    one that runs as fast as it can (`live.shaping`) advertises this until it has measured its own.
+    0: offers no compute."""
     memory_mb: Annotated[float, Between(0, MEGABYTES, open_low=True)] = 4096.0
     """Advertised memory, megabytes (10^6)."""
     joules_per_sample: NotNegative = 0.05
@@ -253,7 +254,7 @@ class LiveConfig:
     nodes_per_process: AtLeastOne = 1
     """Nodes sharing one OS process; more saves memory, one isolates crashes."""
     shaping: bool = True
-    """Delay and pace live links to the scenario's figures, where the real link is faster."""
+    """Let links and tasks take as long as the figures say, where this machine is faster."""
     custody: Literal["process", "host"] = "process"
     """What a packet in custody survives: the death of the process, or of the host (fsync)."""
     insecure: bool = False

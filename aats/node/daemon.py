@@ -581,6 +581,7 @@ class Daemon:
             outcome=str(self._store.outcome_path(number, visited)),
             settings=self.spec.work,
             watts=compute.joules_per_sample * compute.samples_per_s,
+            pace=self.spec.pace,
         )
 
         def started() -> None:
@@ -603,6 +604,8 @@ class Daemon:
                 self._store.discard_outcome(number)
         self._put(event)
         is_own = isinstance(task, VisitTask) and not task.partners
+        if self.spec.shaping:
+            return  # its speed is that of its figures
         if is_own and isinstance(event, TaskFinished) and isinstance(event.result, VisitResult):
             self._measure(event.result.samples, event.spending.seconds)
 

@@ -12,6 +12,7 @@ import itertools
 import os
 import signal
 import socket
+import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
@@ -153,14 +154,22 @@ class Executor:
         cores: AbstractAsyncContextManager[None] = self._cores
         if job.kind == FOLLOWING:
             slot = cores = contextlib.nullcontext()
-        async with slot, cores:
-            try:
-                return await self._run(job, timeout_s, started, line)
-            except ForkServerLost as e:
-                raise TaskError(f"{job.kind} could not start: {e}") from e
-            finally:
-                with contextlib.suppress(ForkServerLost):
-                    self._spare = self._spare or self._fork()
+        async with slot:
+            since = time.monotonic()
+            async with cores:
+                try:
+                    done = await self._run(job, timeout_s, started, line)
+                except ForkServerLost as e:
+                    raise TaskError(f"{job.kind} could not start: {e}") from e
+                finally:
+                    with contextlib.suppress(ForkServerLost):
+                        self._spare = self._spare or self._fork()
+            if job.pace is not None:
+                spent_s = time.monotonic() - since
+                await asyncio.sleep(min(done.spending.seconds, timeout_s) - spent_s)
+                if done.spending.seconds > timeout_s:
+                    raise _too_long(job, timeout_s)
+            return done
 
     async def _run(
         self, job: Job, timeout_s: float, started: Callable[[], None], line: Line | None
@@ -177,7 +186,7 @@ class Executor:
                     self._ended.clear()
                     await self._ended.wait()
         except TimeoutError as e:
-            raise TaskError(f"{job.kind} ran longer than {timeout_s:g} s and was stopped") from e
+            raise _too_long(job, timeout_s) from e
         finally:
             child.channel.close()
             self._server.kill(child.name)
@@ -274,6 +283,10 @@ def _spoken(job: Job, data: bytes) -> TaskSpoke | None:
     except WireError:
         return None
     return event if isinstance(event, TaskSpoke) and event.task == job.number else None
+
+
+def _too_long(job: Job, timeout_s: float) -> TaskError:
+    return TaskError(f"{job.kind} ran longer than {timeout_s:g} s and was stopped")
 
 
 def _end_of(code: int) -> str:

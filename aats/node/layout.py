@@ -53,7 +53,7 @@ class Layout:
         host: Address that the nodes bind.
         base_port: Node i binds control on base_port + 2 i and bulk on the next; 0: free ports.
         insecure: No encryption between nodes.
-        shaping: Delay and pace the links to their figures.
+        shaping: Delay and pace links and tasks to their figures.
         custody: What a packet in custody survives: death of the process, or of the host.
     """
 

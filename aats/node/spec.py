@@ -17,6 +17,7 @@ from aats.errors import LocalError
 from aats.ids import NodeId
 from aats.node.desk import CoreConfig
 from aats.node.fault import FaultPoint
+from aats.node.pace import Pace
 
 FILE_NAME = "node.json"
 IDENTITY_FILE = "identity.key"
@@ -66,7 +67,7 @@ class DaemonSpec:
     leave_s: float = 0.0
     """What a node that is asked to leave has to finish and hand on what is there, seconds."""
     shaping: bool = False
-    """Delay and pace the links to their figures, where the real links are faster."""
+    """Delay and pace links and tasks to their figures, where this machine is faster."""
     deaths: tuple[FaultPoint, ...] = ()
     """Where it is to die, for tests."""
 
@@ -74,6 +75,11 @@ class DaemonSpec:
     def node(self) -> NodeId:
         """The node's name."""
         return self.core.node
+
+    @property
+    def pace(self) -> Pace | None:
+        """The speed to imitate, if any."""
+        return Pace.of(self.core.compute) if self.shaping else None
 
     def save(self) -> None:
         """Write `node.json` in the node's directory."""

@@ -30,6 +30,7 @@ from aats.identity import Identity
 from aats.ids import NodeId
 from aats.learning.stream import Player, Send, spoken_of
 from aats.node.events import TaskFailed, TaskFinished, TaskSpoke
+from aats.node.pace import Pace, effort
 from aats.node.shard import FILE_NAME, load_data
 from aats.node.spec import WorkSettings
 from aats.node.tasks import (
@@ -81,6 +82,9 @@ class Job:
     settings: WorkSettings = WorkSettings()
     watts: float = 0.0
     """Power one busy core draws, for the joules of the answer."""
+    pace: Pace | None = None
+    """The node it imitates, where that is slower than this machine; its outcome says how long the
+    node would have taken. None: as fast as it can."""
 
 
 def encode_job(job: Job) -> bytes:
@@ -203,7 +207,11 @@ def perform(job: Job, talk: Talk | None = None) -> TaskFinished | TaskFailed:
     except (Exception, SystemExit) as e:  # noqa: BLE001 - the top of a process: report it
         return TaskFailed(job.number, f"{type(e).__name__}: {e}"[:MAX_REASON])
     joules = (time.process_time() - cpu) * job.watts
-    return TaskFinished(job.number, result, Spending(time.perf_counter() - started, joules))
+    spent = Spending(time.perf_counter() - started, joules)
+    if job.pace is not None:
+        wanted = job.pace.spending(effort(decode_task(job.task), result))
+        spent = wanted if wanted.seconds > spent.seconds else spent
+    return TaskFinished(job.number, result, spent)
 
 
 def _read(channel: socket.socket, size: int) -> bytearray:

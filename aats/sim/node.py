@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 from aats.errors import AatsError
 from aats.ids import CustodyKey, NodeId
-from aats.learning.probe import TRUSTED_ROWS, make_probe_payload
+from aats.learning.probe import make_probe_payload
 from aats.messages import Message, ProbeAsk, Relay
 from aats.node.commands import (
     CancelTask,
@@ -34,31 +34,14 @@ from aats.node.commands import (
     Trace,
 )
 from aats.node.events import Event, Started, TaskFailed, TaskFinished
-from aats.node.tasks import (
-    FollowTask,
-    MergeTask,
-    ProbeResult,
-    ProbeTask,
-    Result,
-    Spending,
-    Task,
-    VerifyResult,
-    VisitResult,
-    VisitTask,
-    others_of,
-)
+from aats.node.pace import FORWARD_SHARE, Pace, effort, trusted_rows
+from aats.node.tasks import FollowTask, Spending, Task, VisitTask, others_of
 from aats.packet import Header
-from aats.payload import REFERENCE, Manifest, Payload
+from aats.payload import Payload
 from aats.sim.kernel import Kernel, Timer
 from aats.sim.store import MemoryStore
 from aats.sim.talk import Conversation, Talk, Work
 
-FORWARD_SHARE = 1 / 3
-"""Cost of scoring a sample relative to training on it: a forward pass without the backward."""
-PROBE_SHARE = 5.0
-"""Cost of probing a sample relative to training on it: five trial steps."""
-TRUST_SHARE = 1 + FORWARD_SHARE
-"""Cost of a trusted sample in a probe: its gradient before the steps, its loss after them."""
 MAX_WAKES = 10_000
 """Timers in a row without time passing: a core that re-arms itself in the past is broken."""
 
@@ -104,22 +87,6 @@ class TalkingWorker(Worker, Protocol):
     def talk(self, task: VisitTask | FollowTask, payload: Payload) -> Talk:
         """Return a task that talks with other nodes while it works, not started."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How fast a node works, in virtual time."""
-
-    samples_per_s: float = 1000.0
-    joules_per_sample: float = 0.0
-    overhead_s: float = 0.01
-    """Of each task."""
-
-    def spending(self, samples: float) -> Spending:
-        """Return what training on so many samples costs."""
-        return Spending(
-            self.overhead_s + samples / self.samples_per_s, samples * self.joules_per_sample
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,32 +346,6 @@ class SimulatedNode:
                 self._working[1].cancel()
             self._working = None
             self._next_task()
-
-
-def effort(task: Task, result: Result) -> float:
-    """Return the work behind a result, in samples trained on."""
-    match task, result:
-        case VisitTask(header=header), VisitResult():
-            # The model is judged on what the packet trusts before and after.
-            return result.samples + 2 * FORWARD_SHARE * trusted_rows(header.manifest)
-        case MergeTask(header=header), _:
-            return 2 * FORWARD_SHARE * trusted_rows(header.manifest)
-        case _, VerifyResult():
-            return FORWARD_SHARE * sum(e.n for e in result.estimates)
-        case ProbeTask(ask=ask, header=header), ProbeResult(reply=reply) if reply.scores:
-            rows = trusted_rows(header.manifest if header else ask.manifest)
-            return PROBE_SHARE * reply.scores.samples + TRUST_SHARE * min(rows, TRUSTED_ROWS)
-        case _:
-            return 0.0
-
-
-def trusted_rows(manifest: Manifest) -> int:
-    """Return the samples of all reference sets in a payload."""
-    return sum(
-        t.shape[0]
-        for t in manifest.tensors
-        if t.name.startswith(REFERENCE) and t.name.endswith(".y")
-    )
 
 
 def fill_probe(relay: Relay, payload: Payload) -> Relay:

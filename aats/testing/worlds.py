@@ -20,6 +20,7 @@ from aats.ids import NodeId, new_packet_id
 from aats.messages import ProbeReply, ProbeScores, Samples
 from aats.node.core import NodeCore
 from aats.node.desk import CoreConfig
+from aats.node.pace import Pace
 from aats.node.tasks import (
     AdoptResult,
     BatchTask,
@@ -54,7 +55,7 @@ from aats.routing.policy import RoutePolicy
 from aats.routing.rendezvous import Rendezvous, no_rendezvous
 from aats.sim.link import LinkSpec
 from aats.sim.network import Settings, SimulatedWorld
-from aats.sim.node import NodeParts, Pace
+from aats.sim.node import NodeParts
 from aats.sim.talk import Work
 from aats.wire import sign_mandate
 

@@ -21,12 +21,12 @@ from aats.learning.method import Guard
 from aats.learning.probe import TRUSTED_ROWS
 from aats.node.decision import PROBE_GRACE_S
 from aats.node.desk import CoreConfig
+from aats.node.pace import FORWARD_SHARE, PROBE_SHARE, TRUST_SHARE, Pace
 from aats.node.requests import RELAY_BYTES
 from aats.routing.features import FEATURES, GLOBALS, PROBE_COLUMNS, encode_probes
 from aats.routing.probing import worth
 from aats.routing.view import Journey, Kind, Seen, Stops, look
 from aats.sim.network import Settings
-from aats.sim.node import FORWARD_SHARE, PROBE_SHARE, TRUST_SHARE, Pace
 from aats.topology.drrt import HEADER_BYTES, HURT_GAIN, PROBE_SAMPLES
 from aats_envs.batch import Networks, Source
 from aats_envs.chance import Keys

@@ -7,7 +7,7 @@ from gymnasium.utils.env_checker import data_equivalence as same
 from pettingzoo.test import parallel_api_test, parallel_seed_test
 
 from aats.errors import ScenarioError
-from aats.sim.node import FORWARD_SHARE
+from aats.node.pace import FORWARD_SHARE
 from aats_envs.fleet import KnowledgeFleet, way
 from aats_envs.presets import preset
 from aats_envs.single import KnowledgeNetworkEnv

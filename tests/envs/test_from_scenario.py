@@ -12,10 +12,10 @@ from aats.compose import build_world, compose
 from aats.config import Scenario, build, load_scenario
 from aats.errors import ScenarioError
 from aats.learning.calibrate import TASKS
+from aats.node.pace import FORWARD_SHARE, PROBE_SHARE, TRUST_SHARE
 from aats.node.tasks import VerifyResult, VerifyTask, VisitResult, VisitTask
 from aats.packet import Plugin
 from aats.roles.runner import run_task
-from aats.sim.node import FORWARD_SHARE, PROBE_SHARE, TRUST_SHARE
 from aats_envs.draw import draw
 from aats_envs.family import Family
 from aats_envs.from_scenario import RealTask, from_scenario, reseeded

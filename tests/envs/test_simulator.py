@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from aats.learning.dynamics import Dynamics, moved
 from aats.learning.probe import TRUSTED_ROWS
+from aats.node.pace import FORWARD_SHARE, PROBE_SHARE, TRUST_SHARE
 from aats.node.requests import RELAY_BYTES
 from aats.routing.features import FEATURES, GLOBALS
 from aats.routing.view import Kind
-from aats.sim.node import FORWARD_SHARE, PROBE_SHARE, TRUST_SHARE
 from aats.topology.drrt import HEADER_BYTES
 from aats_envs.batch import Limits
 from aats_envs.family import Family

@@ -20,6 +20,7 @@ from aats.ids import NodeId, PacketId
 from aats.learning.method import Carry, Plan, Stop, Work, local
 from aats.node import executor as executor_module
 from aats.node.executor import Executor, Line, TaskError, fork_zygote
+from aats.node.pace import Pace, effort
 from aats.node.shard import FILE_NAME, save_data
 from aats.node.spec import WorkSettings
 from aats.node.tasks import (
@@ -134,6 +135,24 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path)
     yield bench
     await bench.executor.close()
+
+
+async def test_a_task_takes_as_long_as_the_node_it_imitates_would(bench: Bench) -> None:
+    header, payload = _packet(Plugin("saboteur"))
+    task = VisitTask(header, NODE)
+    slow = Pace(samples_per_s=1.0, joules_per_sample=2.0, overhead_s=3.0)
+    done = await bench.executor.run(replace(bench.job(task, payload), pace=slow), 30.0)
+    assert done.spending == slow.spending(effort(task, done.result))
+    swift = replace(slow, overhead_s=0.0)
+    done = await bench.executor.run(replace(bench.job(task, payload), pace=swift), 30.0)
+    assert done.spending.seconds > 0, "what it really took is more"
+
+
+async def test_a_task_too_slow_for_the_node_it_imitates_is_a_failure(bench: Bench) -> None:
+    header, payload = _packet(Plugin("saboteur"))
+    job = replace(bench.job(VisitTask(header, NODE), payload), pace=Pace(overhead_s=1e6))
+    with pytest.raises(TaskError, match="ran longer than 2 s"):
+        await bench.executor.run(job, 2.0)
 
 
 async def test_a_visit_runs_in_a_process_of_its_own_and_answers(bench: Bench) -> None:

@@ -7,10 +7,10 @@ import pytest
 from aats.ids import NodeId
 from aats.learning.probe import TRUSTED_ROWS
 from aats.messages import ProbeAsk, ProbeReply, ProbeScores
+from aats.node.pace import effort
 from aats.node.tasks import ProbeResult, ProbeTask, VisitResult, VisitTask
 from aats.packet import Header
 from aats.payload import REFERENCE, Manifest, TensorSpec
-from aats.sim.node import effort
 from tests.wire_samples import HEADER
 
 

@@ -31,11 +31,12 @@ from aats.node.events import (
     TaskFinished,
     TransferFailed,
 )
+from aats.node.pace import Pace
 from aats.node.tasks import AdoptResult, AdoptTask
 from aats.payload import Payload, pack
 from aats.sim.link import LinkSpec
 from aats.sim.network import SimulatedWorld
-from aats.sim.node import NodeParts, Pace
+from aats.sim.node import NodeParts
 from aats.sim.talk import Work
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
