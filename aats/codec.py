@@ -12,6 +12,7 @@ import operator
 import re
 import sys
 import types
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from dataclasses import field as dataclass_field
@@ -29,6 +30,8 @@ MAX_TEXT = 16 << 10
 FINITE = sys.float_info.max
 COUNT = (0, (1 << 63) - 1)
 """What an int is unless ruled otherwise: fits SQLite, never negative."""
+KEPT = 8
+"""Packed values remembered of one dataclass."""
 WHOLE = range(-(1 << 63), 1 << 64)
 """What an int among free parameters may be: all that MessagePack can say."""
 
@@ -279,6 +282,9 @@ class Rules:
     """Per dataclass a check of the whole value, both ways; raises `Fault`."""
     own: Mapping[type, Codec] = dataclass_field(default_factory=dict)
     """Dataclasses with a form of their own instead of a map of their fields."""
+    kept: frozenset[type] = frozenset()
+    """Dataclasses whose values are packed more than once and never change: what the last few
+    came to is remembered."""
     _compiled: dict[type, Codec] = dataclass_field(default_factory=dict)
 
     def codec(self, kind: type) -> Codec:
@@ -304,6 +310,8 @@ class Rules:
         defaults = {f.name: _default(f) for f in fields(kind)}
         check = self.checks.get(kind, lambda value: None)
         pack = _packer(kind, codecs, defaults, check)
+        if kind in self.kept:
+            pack = _remembering(pack)
         return Codec(pack, _unpacker(kind, codecs, defaults, check))
 
     def _codec(self, hint: Any, bounds: tuple[float, float] | None = None) -> Codec:
@@ -370,7 +378,7 @@ def _packer(
         out = {}
         for name, one, default in packers:
             item = getattr(value, name)
-            if item == default:
+            if item is default or item == default:
                 continue
             try:
                 out[name] = one(item)
@@ -379,6 +387,21 @@ def _packer(
         return out
 
     return pack
+
+
+def _remembering(pack: Convert) -> Convert:
+    """Return `pack` that packs the same object once; what it returns is not to be changed."""
+    last: deque[tuple[Any, Any]] = deque(maxlen=KEPT)
+
+    def known(value: Any) -> Any:
+        for one, packed in tuple(last):  # of one moment: other threads pack, too
+            if one is value:
+                return packed
+        packed = pack(value)
+        last.append((value, packed))
+        return packed
+
+    return known
 
 
 def _unpacker(
