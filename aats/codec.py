@@ -30,8 +30,8 @@ MAX_TEXT = 16 << 10
 FINITE = sys.float_info.max
 COUNT = (0, (1 << 63) - 1)
 """What an int is unless ruled otherwise: fits SQLite, never negative."""
-KEPT = 8
-"""Packed values remembered of one dataclass."""
+KEPT = 4
+"""Packed values remembered of one annotation; they may be large."""
 WHOLE = range(-(1 << 63), 1 << 64)
 """What an int among free parameters may be: all that MessagePack can say."""
 
@@ -282,8 +282,8 @@ class Rules:
     """Per dataclass a check of the whole value, both ways; raises `Fault`."""
     own: Mapping[type, Codec] = dataclass_field(default_factory=dict)
     """Dataclasses with a form of their own instead of a map of their fields."""
-    kept: frozenset[type] = frozenset()
-    """Dataclasses whose values are packed more than once and never change: what the last few
+    kept: frozenset[Any] = frozenset()
+    """Annotations whose values are packed more than once and never change: what the last few
     came to is remembered."""
     _compiled: dict[type, Codec] = dataclass_field(default_factory=dict)
 
@@ -310,9 +310,10 @@ class Rules:
         defaults = {f.name: _default(f) for f in fields(kind)}
         check = self.checks.get(kind, lambda value: None)
         pack = _packer(kind, codecs, defaults, check)
-        if kind in self.kept:
-            pack = _remembering(pack)
-        return Codec(pack, _unpacker(kind, codecs, defaults, check))
+        return self._remembered(kind, Codec(pack, _unpacker(kind, codecs, defaults, check)))
+
+    def _remembered(self, hint: Any, codec: Codec) -> Codec:
+        return Codec(_remembering(codec.pack), codec.unpack) if hint in self.kept else codec
 
     def _codec(self, hint: Any, bounds: tuple[float, float] | None = None) -> Codec:
         if hint in _LEAVES:
@@ -327,7 +328,7 @@ class Rules:
             return _enum(hint)
         if isinstance(hint, type) and is_dataclass(hint):
             return self.codec(hint)
-        return self._generic(hint)
+        return self._remembered(hint, self._generic(hint))
 
     def _generic(self, hint: Any) -> Codec:
         origin, arguments = get_origin(hint), get_args(hint)

@@ -267,7 +267,7 @@ _RULES = Rules(
     _RANGES,
     _CHECKS,
     {Manifest: Codec(_pack_manifest, _unpack_manifest)},
-    frozenset({Header, Mandate}),
+    frozenset({Header, Mandate, tuple[Record, ...]}),
 )
 
 
