@@ -379,7 +379,7 @@ def _packer(
         out = {}
         for name, one, default in packers:
             item = getattr(value, name)
-            if item is default or item == default:
+            if item == default:
                 continue
             try:
                 out[name] = one(item)
