@@ -12,6 +12,7 @@ import operator
 import re
 import sys
 import types
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from dataclasses import field as dataclass_field
@@ -29,6 +30,8 @@ MAX_TEXT = 16 << 10
 FINITE = sys.float_info.max
 COUNT = (0, (1 << 63) - 1)
 """What an int is unless ruled otherwise: fits SQLite, never negative."""
+KEPT = 4
+"""Packed values remembered of one annotation; they may be large."""
 WHOLE = range(-(1 << 63), 1 << 64)
 """What an int among free parameters may be: all that MessagePack can say."""
 
@@ -279,6 +282,9 @@ class Rules:
     """Per dataclass a check of the whole value, both ways; raises `Fault`."""
     own: Mapping[type, Codec] = dataclass_field(default_factory=dict)
     """Dataclasses with a form of their own instead of a map of their fields."""
+    kept: frozenset[Any] = frozenset()
+    """Annotations whose values are packed more than once and never change: what the last few
+    came to is remembered."""
     _compiled: dict[type, Codec] = dataclass_field(default_factory=dict)
 
     def codec(self, kind: type) -> Codec:
@@ -304,7 +310,10 @@ class Rules:
         defaults = {f.name: _default(f) for f in fields(kind)}
         check = self.checks.get(kind, lambda value: None)
         pack = _packer(kind, codecs, defaults, check)
-        return Codec(pack, _unpacker(kind, codecs, defaults, check))
+        return self._remembered(kind, Codec(pack, _unpacker(kind, codecs, defaults, check)))
+
+    def _remembered(self, hint: Any, codec: Codec) -> Codec:
+        return Codec(_remembering(codec.pack), codec.unpack) if hint in self.kept else codec
 
     def _codec(self, hint: Any, bounds: tuple[float, float] | None = None) -> Codec:
         if hint in _LEAVES:
@@ -319,7 +328,7 @@ class Rules:
             return _enum(hint)
         if isinstance(hint, type) and is_dataclass(hint):
             return self.codec(hint)
-        return self._generic(hint)
+        return self._remembered(hint, self._generic(hint))
 
     def _generic(self, hint: Any) -> Codec:
         origin, arguments = get_origin(hint), get_args(hint)
@@ -379,6 +388,21 @@ def _packer(
         return out
 
     return pack
+
+
+def _remembering(pack: Convert) -> Convert:
+    """Return `pack` that packs the same object once; what it returns is not to be changed."""
+    last: deque[tuple[Any, Any]] = deque(maxlen=KEPT)
+
+    def known(value: Any) -> Any:
+        for one, packed in tuple(last):  # of one moment: other threads pack, too
+            if one is value:
+                return packed
+        packed = pack(value)
+        last.append((value, packed))
+        return packed
+
+    return known
 
 
 def _unpacker(

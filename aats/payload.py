@@ -45,6 +45,7 @@ NUMPY_DTYPE = {
     "i8": "|i1", "u8": "|u1", "bool": "|b1",
     "bf16": "<u2",  # NumPy has no bfloat16: raw bits
 }  # fmt: skip
+_DTYPE = {name: np.dtype(code) for name, code in NUMPY_DTYPE.items()}
 _NAME_OF = {np.dtype(v): k for k, v in NUMPY_DTYPE.items() if k != "bf16"}
 
 Array = npt.NDArray[np.generic]
@@ -167,7 +168,8 @@ class Payload:
 
     def array(self, spec: TensorSpec) -> Array:
         """Return one tensor as a NumPy view (bf16 as raw uint16)."""
-        flat = np.frombuffer(self.bytes_of(spec), dtype=NUMPY_DTYPE[spec.dtype])
+        dtype = _DTYPE[spec.dtype]
+        flat = np.frombuffer(self.arena, dtype, spec.size // dtype.itemsize, spec.offset)
         return flat.reshape(spec.shape)
 
     def arrays(self, prefix: str = "") -> dict[str, Array]:

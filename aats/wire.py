@@ -267,6 +267,7 @@ _RULES = Rules(
     _RANGES,
     _CHECKS,
     {Manifest: Codec(_pack_manifest, _unpack_manifest)},
+    frozenset({Header, Mandate, tuple[Record, ...]}),
 )
 
 
@@ -279,13 +280,22 @@ def encode(value: Any) -> bytes:
     Raises:
         WireError: If a field has a value that no receiver would take, or all of it is too large.
     """
+    return _framed(type(value), _packed_fields(value))
+
+
+def _packed_fields(value: Any) -> dict[str, Any]:
+    """Return a value as the map that MessagePack writes; not to be changed."""
     kind = type(value)
-    code = _RULES.codes[kind]
     try:
-        packed: bytes = msgpack.packb(_RULES.codec(kind).pack(value), use_bin_type=True)
+        fields: dict[str, Any] = _RULES.codec(kind).pack(value)
     except Fault as fault:
         raise WireError(f"{kind.__name__}{fault.path}: {fault.reason}") from fault
-    data = bytes((WIRE_VERSION, code)) + packed
+    return fields
+
+
+def _framed(kind: type, fields: dict[str, Any]) -> bytes:
+    packed: bytes = msgpack.packb(fields, use_bin_type=True)
+    data = bytes((WIRE_VERSION, _RULES.codes[kind])) + packed
     _check_size(kind, len(data))
     return data
 
@@ -450,6 +460,12 @@ _checked: set[bytes] = set()
 """Digests of mandates, key and signature included, that held: a packet comes by more than once."""
 
 
+def _unsigned(value: Header | Mandate) -> bytes:
+    """Return the canonical bytes of a value without its signature: what is signed."""
+    fields = _packed_fields(value)
+    return _framed(type(value), {name: fields[name] for name in fields if name != "signature"})
+
+
 def sign_mandate(mandate: Mandate, identity: Identity) -> Mandate:
     """Return the mandate signed by its owner.
 
@@ -458,7 +474,7 @@ def sign_mandate(mandate: Mandate, identity: Identity) -> Mandate:
     """
     if (mandate.owner.node, mandate.owner.public_key) != (identity.node, identity.public_key):
         raise ValueError(f"mandate of {mandate.owner.node} cannot be signed by {identity.node}")
-    return replace(mandate, signature=identity.sign(encode(replace(mandate, signature=b""))))
+    return replace(mandate, signature=identity.sign(_unsigned(mandate)))
 
 
 def check_mandate(mandate: Mandate) -> None:
@@ -467,7 +483,7 @@ def check_mandate(mandate: Mandate) -> None:
     Raises:
         SignatureError: If it does not hold.
     """
-    body = encode(replace(mandate, signature=b""))
+    body = _unsigned(mandate)
     mark = blake3(body + mandate.signature).digest()
     if mark in _checked:
         return
@@ -479,7 +495,7 @@ def check_mandate(mandate: Mandate) -> None:
 
 
 def _header_digest(header: Header) -> bytes:
-    return blake3(encode(replace(header, signature=b""))).digest()
+    return blake3(_unsigned(header)).digest()
 
 
 def sign_header(header: Header, identity: Identity) -> Header:

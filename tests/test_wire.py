@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from aats import advert as ad
 from aats import messages as ms
 from aats import wire
+from aats.codec import KEPT
 from aats.errors import SignatureError, WireError
 from aats.identity import Identity, verify
 from aats.ids import CustodyKey, NodeId, PacketId, Version, branch_name
@@ -657,6 +658,23 @@ def test_header_is_signed_by_its_holder() -> None:
     for change in ({"hop": 3}, {"holder": OWNER.node}, {"chain": HEADER.chain[:1]}):
         with pytest.raises(SignatureError):
             wire.check_header(replace(HEADER, **change), CLINIC.public_key)
+
+
+def test_signing_changes_nothing_of_what_is_remembered_of_a_value() -> None:
+    before = wire.encode_header(HEADER)
+    bare = wire.encode_header(replace(HEADER, signature=b""))
+    again = wire.sign_header(HEADER, CLINIC)
+    wire.check_header(HEADER, CLINIC.public_key)
+    wire.check_mandate(HEADER.mandate)
+    assert wire.encode_header(HEADER) == wire.encode_header(again) == before
+    assert wire.encode_header(replace(HEADER, signature=b"")) == bare != before
+
+
+def test_more_headers_than_are_remembered_keep_their_own_bytes() -> None:
+    headers = [replace(HEADER, hop=hop) for hop in range(2 * KEPT)]
+    for _ in range(2):
+        for header in headers:
+            assert wire.decode_header(wire.encode_header(header)) == header
 
 
 def test_a_signature_stands_for_one_thing_only() -> None:
