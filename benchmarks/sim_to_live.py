@@ -2,7 +2,7 @@
 
 Each policy takes a packet over the same network with the same seeds in the learning environment
 (where models learn by formula, small ones by rows, and the scenario's own), in the simulated world
-(the nodes' own code on a virtual clock) and live (a daemon a node, links delayed and paced to their
+(the nodes' own code on a virtual clock) and live (a daemon a node, links and tasks paced to their
 figures). Where the environment is wrong and the same with the scenario's models is right, it is
 learning that does not fit. Live runs go one after the other and take some
 ten seconds each; what is finished is kept in the folder `--out`, and a run that was interrupted
@@ -11,8 +11,8 @@ goes on from there.
     python benchmarks/sim_to_live.py --out DIR              # 10 seeds, about half an hour
     python benchmarks/sim_to_live.py --quick --out DIR      # 2 seeds of one example, two minutes
 
-Live, training takes as long as this machine takes, whatever speed a node advertises: routes are
-compared by what links cost. Read the live figures of a busy machine with care.
+Live, a visit takes as long as its node's figures say, and longer where this machine is slower: read
+the live figures of a busy machine with care.
 """
 
 from __future__ import annotations

@@ -265,8 +265,8 @@ class NodeCore:
                 if known is None:
                     continue
                 ends = {(origin, link.peer) for link in known.advert.links} | {(origin, origin)}
-                if not ends <= desk.met:
-                    desk.met |= ends
+                if not ends <= desk.seen_links:
+                    desk.seen_links |= ends
                     desk.grew_at = desk.now
                 self._hear(known.advert)
             self._requests.give_samples()

@@ -107,7 +107,7 @@ class Desk:
         """Running tasks: who waits for it ("journey" or "requests"), and for what."""
         self.last_task = 0
         self.incarnation = 0
-        self.met: set[tuple[NodeId, NodeId]] = set()
+        self.seen_links: set[tuple[NodeId, NodeId]] = set()
         """Links of the map, now or formerly, by both ends; of a node itself the node twice."""
         self.grew_at = 0.0
         """When a node or a link was last seen for the first time."""
