@@ -220,7 +220,9 @@ async def test_a_cancelled_task_leaves_no_process(bench: Bench) -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     await bench.visit("")
-    assert len(bench.executor._children) <= 2  # the one ahead, and one being reaped
+    async with asyncio.timeout(30):
+        while len(bench.executor._children) > 1:  # but for the one ahead, all are reaped
+            await asyncio.sleep(0.01)
 
 
 async def test_an_unknown_method_is_a_failed_task(bench: Bench) -> None:
