@@ -100,13 +100,14 @@ class RlPolicy:
         packet, stops = observation.globals, observation.features[observation.mask]
         if _is_short(packet):
             return "a verdict failed and the budget is short"
-        data = stops[stops[:, _IS_DATA] > 0.5]
+        data = stops[stops[:, _IS_DATA] > 0.5][:, _OF_STOPS]
+        usual = np.median(data, axis=0) if len(data) else None
         for name in GUARDED:
             if name not in self._file.ranges:
                 continue
             low, high = self._file.ranges[name]
             slack = SLACK + WIDTH * (high - low)
-            for where, value in _values(name, packet, data, winner):
+            for where, value in _values(name, packet, usual, winner):
                 if not low - slack <= value <= high + slack:
                     seen = f"{low:.2f} to {high:.2f}"
                     return f"not trained for this: {name} {where} is {value:.2f}, seen was {seen}"
@@ -114,6 +115,7 @@ class RlPolicy:
 
 
 _IS_DATA = FEATURES.index("is_data")
+_OF_STOPS = [FEATURES.index(name) for name in GUARDED if name in FEATURES]
 _USED = [GLOBALS.index(n) for n in ("hops_used", "seconds_used", "bytes_used", "joules_used")]
 
 
@@ -151,13 +153,22 @@ def _is_short(packet: FloatArray) -> bool:
 
 
 def _values(
-    name: str, packet: FloatArray, data: FloatArray, winner: FloatArray | None
+    name: str, packet: FloatArray, usual: FloatArray | None, winner: FloatArray | None
 ) -> Sequence[tuple[str, float]]:
-    """Return what is held against a range: the packet's, the usual data node's, the winner's."""
+    """Return what is held against a range: the packet's, or the usual data node's and the winner's.
+
+    Args:
+        name: Of the range.
+        packet: [G]
+        usual: [len(_OF_STOPS)] medians over the data nodes; None where there are none.
+        winner: [F] of the best stop, if it is known.
+    """
     if name in GLOBALS:
         return [("of the packet", float(packet[GLOBALS.index(name)]))]
     column = FEATURES.index(name)
-    found = [("of the usual stop", float(np.median(data[:, column])))] if len(data) else []
+    found = []
+    if usual is not None:
+        found.append(("of the usual stop", float(usual[_OF_STOPS.index(column)])))
     if winner is not None and winner[_IS_DATA] > 0.5:
         found.append(("of the best stop", float(winner[column])))
     return found
