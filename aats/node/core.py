@@ -58,6 +58,8 @@ from aats.routing.rendezvous import Rendezvous, no_rendezvous
 
 SEQ_SLACK = 1000
 """Adverts between two durable notes of our sequence number; a restart skips that far."""
+MOST_LINKS = 500_000
+"""Ends of links remembered; beyond, what is new to the map holds up no packet."""
 
 
 class NodeCore:
@@ -265,7 +267,7 @@ class NodeCore:
                 if known is None:
                     continue
                 ends = {(origin, link.peer) for link in known.advert.links} | {(origin, origin)}
-                if not ends <= desk.seen_links:
+                if len(desk.seen_links) < MOST_LINKS and not ends <= desk.seen_links:
                     desk.seen_links |= ends
                     desk.grew_at = desk.now
                 self._hear(known.advert)

@@ -222,7 +222,8 @@ async def test_a_cancelled_task_leaves_no_process(bench: Bench) -> None:
     await bench.visit("")
     async with asyncio.timeout(30):
         while len(bench.executor._children) > 1:  # but for the one ahead, all are reaped
-            await asyncio.sleep(0.01)
+            bench.executor._ended.clear()
+            await bench.executor._ended.wait()
 
 
 async def test_an_unknown_method_is_a_failed_task(bench: Bench) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from aats.ids import NodeId
 from aats.installed import load_agent, load_policy
+from aats.node import core
 from aats.node.core import NodeCore
 from aats.node.custody import Doing
 from aats.node.desk import CoreConfig
@@ -101,6 +102,11 @@ def test_a_packet_cut_off_goes_on_when_its_only_link_is_back(heal_at: float) -> 
     up = until(small, "link.up", after=heal_at)
     assert events(small, "packet.waiting")[-1]["t"] > DETECT_S
     assert until(small, "packet.moved")["t"] <= up["t"] + 2 * CONFIG.retry_s
+
+
+def test_no_number_of_made_up_links_holds_a_packet_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "MOST_LINKS", 0)
+    assert until(world(ring(6)), "decision")["t"] == pytest.approx(CONFIG.settle_s)
 
 
 def test_an_owner_waits_for_what_is_new_and_not_for_a_network_at_rest() -> None:
