@@ -92,8 +92,7 @@ class RlPolicy:
             second = order[1]
             reason += f", then {names[second]} ({logits[second]:.3g})"
             reason += _told(self._file.scorer, features, packet, best)
-        scores = {name: float(score) for name, score in zip(names, logits, strict=True)}
-        return Choice(int(legal[best]), reason, scores)
+        return Choice(int(legal[best]), reason, dict(zip(names, logits.tolist(), strict=True)))
 
     def _why_not(self, observation: Observation, winner: FloatArray | None = None) -> str:
         """Return why the network should not decide, "" if it may."""
@@ -176,13 +175,15 @@ def _values(
 
 def _told(scorer: Scorer, features: FloatArray, packet: FloatArray, best: int) -> str:
     """Return what made the winner: by how much its lead falls with a feature of the median's."""
-    usual = np.median(features, axis=0)
+    usual = np.sort(features, axis=0)[len(features) // 2]  # np.median takes three times as long
     changed = np.flatnonzero(features[best] != usual)
     variants = np.repeat(features[None], len(changed) + 1, axis=0)
     variants[np.arange(len(changed)), best, changed] = usual[changed]
     everywhere = np.ones(variants.shape[:2], np.bool_)
     logits = scorer.logits(variants, np.repeat(packet[None], len(variants), 0), everywhere)
-    lead = logits[:, best] - np.delete(logits, best, axis=-1).max(axis=-1)
+    won = logits[:, best].copy()
+    logits[:, best] = -np.inf
+    lead = won - logits.max(axis=-1)
     gained = lead[-1] - lead[:-1]
     top = [i for i in np.argsort(-gained, kind="stable")[:TOLD] if gained[i] > 0]
     parts = [f"{FEATURES[changed[i]]} {gained[i]:+.2g}" for i in top]
