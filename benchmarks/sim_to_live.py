@@ -4,9 +4,9 @@ Each policy takes a packet over the same network with the same seeds in the lear
 (where models learn by formula, small ones by rows, and the scenario's own), in the simulated world
 (the nodes' own code on a virtual clock) and live (a daemon a node, links and tasks paced to their
 figures). Where the environment is wrong and the same with the scenario's models is right, it is
-learning that does not fit. Live runs go one after the other and take some
-ten seconds each; what is finished is kept in the folder `--out`, and a run that was interrupted
-goes on from there.
+learning that does not fit. Live runs go one after the other and take ten
+seconds to a minute each; what is finished is kept in the folder `--out`, and a run that was
+interrupted goes on from there.
 
     python benchmarks/sim_to_live.py --out DIR              # 10 seeds, about half an hour
     python benchmarks/sim_to_live.py --quick --out DIR      # 2 seeds of one example, two minutes

@@ -58,7 +58,7 @@ from aats.routing.rendezvous import Rendezvous, no_rendezvous
 
 SEQ_SLACK = 1000
 """Adverts between two durable notes of our sequence number; a restart skips that far."""
-MOST_LINKS = 500_000
+MOST_LINKS = 100_000
 """Ends of links remembered; beyond, what is new to the map holds up no packet."""
 
 

@@ -603,9 +603,9 @@ class Daemon:
             if not isinstance(event, TaskFinished) or not _changed(task, event.result):
                 self._store.discard_outcome(number)
         self._put(event)
-        is_own = isinstance(task, VisitTask) and not task.partners
         if self.spec.shaping:
             return  # its speed is that of its figures
+        is_own = isinstance(task, VisitTask) and not task.partners
         if is_own and isinstance(event, TaskFinished) and isinstance(event.result, VisitResult):
             self._measure(event.result.samples, event.spending.seconds)
 

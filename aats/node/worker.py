@@ -204,14 +204,13 @@ def perform(job: Job, talk: Talk | None = None) -> TaskFinished | TaskFailed:
     started, cpu = time.perf_counter(), time.process_time()
     try:
         result = _run(job, talk)
+        work = effort(decode_task(job.task), result) if job.pace else 0.0
     except (Exception, SystemExit) as e:  # noqa: BLE001 - the top of a process: report it
         return TaskFailed(job.number, f"{type(e).__name__}: {e}"[:MAX_REASON])
     joules = (time.process_time() - cpu) * job.watts
     spent = Spending(time.perf_counter() - started, joules)
-    if job.pace is not None:
-        wanted = job.pace.spending(effort(decode_task(job.task), result))
-        spent = wanted if wanted.seconds > spent.seconds else spent
-    return TaskFinished(job.number, result, spent)
+    paced = job.pace.spending(work) if job.pace else spent
+    return TaskFinished(job.number, result, max(spent, paced, key=lambda s: s.seconds))
 
 
 def _read(channel: socket.socket, size: int) -> bytearray:

@@ -1,4 +1,4 @@
-"""The best of the heuristics: trial steps on a few candidates, judged on data the packet trusts."""
+"""Trial steps on a few candidates, judged on data the packet trusts."""
 
 from __future__ import annotations
 
